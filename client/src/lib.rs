@@ -1,0 +1,1 @@
+//! Run a mixture-of-experts model that is too big for the device, on the device.

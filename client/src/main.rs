@@ -1,0 +1,2 @@
+//! `outrigger`: the device's command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Outrigger's wire: messages, services and activation encodings.

@@ -1,0 +1,1 @@
+//! Outrigger's pure decisions: gate, placement, degradation, link state, combine.

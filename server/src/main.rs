@@ -1,0 +1,2 @@
+//! `outrigger-server`: the expert server.
+fn main() {}

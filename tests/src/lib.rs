@@ -1,0 +1,1 @@
+//! Outrigger end to end: parity with oracles, degradation, network simulation.
