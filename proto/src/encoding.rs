@@ -1,0 +1,195 @@
+//! How a matrix of numbers lies in a `bytes` field.
+//!
+//! All scales of the matrix come first, then all quants, little-endian. The 8-bit blocks are those
+//! that ggml's kernels make of activations (`block_q8_0`, `block_q8_K`), so that the compact form
+//! loses nothing against computing at home.
+
+use bytes::Bytes;
+use half::{f16, slice::HalfFloatSliceExt};
+
+use crate::v1::Encoding;
+
+/// Values that share one scale in [`Encoding::Q80`].
+pub const Q8_0_BLOCK: usize = 32;
+/// Values that share one scale in [`Encoding::Q8K`].
+pub const Q8_K_BLOCK: usize = 256;
+
+impl Encoding {
+    /// Bytes of a matrix of `rows` x `cols` values; `None` where `cols` is no multiple of the
+    /// block, the size overflows, or the encoding is unspecified.
+    pub fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        let values = rows.checked_mul(cols)?;
+        let blocks = |len: usize| cols.is_multiple_of(len).then_some(values / len);
+        match self {
+            Encoding::Unspecified => None,
+            Encoding::F32 => values.checked_mul(4),
+            Encoding::F16 => values.checked_mul(2),
+            Encoding::Q80 => blocks(Q8_0_BLOCK)?.checked_mul(2)?.checked_add(values),
+            Encoding::Q8K => blocks(Q8_K_BLOCK)?.checked_mul(4)?.checked_add(values),
+        }
+    }
+}
+
+/// A matrix that came over the wire: of the right size, every number finite.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decoded {
+    /// Plain values, `[rows, cols]`; from [`Encoding::F32`] or [`Encoding::F16`].
+    F32(Vec<f32>),
+    /// Blocks of 32.
+    Q80 {
+        /// A scale a block, `[rows, cols / 32]`.
+        scales: Vec<f32>,
+        /// `[rows, cols]`.
+        quants: Vec<i8>,
+    },
+    /// Blocks of 256.
+    Q8K {
+        /// A scale a block, `[rows, cols / 256]`.
+        scales: Vec<f32>,
+        /// `[rows, cols]`.
+        quants: Vec<i8>,
+    },
+}
+
+/// Why bytes are not the matrix that they should be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EncodingError {
+    /// The encoding cannot hold a matrix of this shape.
+    #[error("{rows} x {cols} values do not fit encoding {}", encoding.as_str_name())]
+    Shape {
+        /// The encoding.
+        encoding: Encoding,
+        /// Rows asked for.
+        rows: usize,
+        /// Values a row asked for.
+        cols: usize,
+    },
+    /// Too few or too many bytes.
+    #[error("{found} bytes, expected {expected} for {rows} x {cols} values as {}", encoding.as_str_name())]
+    Size {
+        /// The encoding.
+        encoding: Encoding,
+        /// Rows asked for.
+        rows: usize,
+        /// Values a row asked for.
+        cols: usize,
+        /// Bytes that came.
+        found: usize,
+        /// Bytes that such a matrix takes.
+        expected: usize,
+    },
+    /// A NaN or an infinity.
+    #[error("{what} {index} is not finite")]
+    NotFinite {
+        /// "value" or "scale".
+        what: &'static str,
+        /// The first such one.
+        index: usize,
+    },
+}
+
+/// Unpacks a matrix of `rows` x `cols` values. Sizes are checked before anything is allocated.
+pub fn decode(
+    encoding: Encoding,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> Result<Decoded, EncodingError> {
+    let expected =
+        encoding.bytes(rows, cols).ok_or(EncodingError::Shape { encoding, rows, cols })?;
+    if bytes.len() != expected {
+        let found = bytes.len();
+        return Err(EncodingError::Size { encoding, rows, cols, found, expected });
+    }
+    // The product cannot overflow: `expected` is at least as large.
+    let values = rows * cols;
+    match encoding {
+        Encoding::Unspecified => Err(EncodingError::Shape { encoding, rows, cols }),
+        Encoding::F32 => Ok(Decoded::F32(finite("value", f32s(bytes))?)),
+        Encoding::F16 => Ok(Decoded::F32(finite("value", f16s(bytes))?)),
+        Encoding::Q80 => {
+            let (scales, quants) = bytes.split_at(expected - values);
+            Ok(Decoded::Q80 { scales: finite("scale", f16s(scales))?, quants: i8s(quants) })
+        }
+        Encoding::Q8K => {
+            let (scales, quants) = bytes.split_at(expected - values);
+            Ok(Decoded::Q8K { scales: finite("scale", f32s(scales))?, quants: i8s(quants) })
+        }
+    }
+}
+
+/// Packs `values` as [`Encoding::F32`].
+pub fn encode_f32(values: &[f32]) -> Bytes {
+    let mut out = Vec::with_capacity(values.len() * 4);
+    put_f32s(values, &mut out);
+    out.into()
+}
+
+/// Packs `values` as [`Encoding::F16`], rounded to nearest; `None` where one does not fit, which
+/// the other side would have to refuse.
+pub fn encode_f16(values: &[f32]) -> Option<Bytes> {
+    let mut out = Vec::with_capacity(values.len() * 2);
+    put_f16s(values, &mut out).then(|| out.into())
+}
+
+/// Packs blocks of 32 as [`Encoding::Q80`]: a scale for every 32 of `quants`, each of which an f16
+/// holds exactly.
+///
+/// # Panics
+/// Where the numbers of scales and quants do not belong together.
+pub fn encode_q8_0(scales: &[f32], quants: &[i8]) -> Bytes {
+    assert_eq!(scales.len() * Q8_0_BLOCK, quants.len(), "one scale a block of 32");
+    let mut out = Vec::with_capacity(scales.len() * 2 + quants.len());
+    put_f16s(scales, &mut out);
+    out.extend(quants.iter().map(|&q| q as u8));
+    out.into()
+}
+
+/// Packs blocks of 256 as [`Encoding::Q8K`]: a scale for every 256 of `quants`.
+///
+/// # Panics
+/// Where the numbers of scales and quants do not belong together.
+pub fn encode_q8_k(scales: &[f32], quants: &[i8]) -> Bytes {
+    assert_eq!(scales.len() * Q8_K_BLOCK, quants.len(), "one scale a block of 256");
+    let mut out = Vec::with_capacity(scales.len() * 4 + quants.len());
+    put_f32s(scales, &mut out);
+    out.extend(quants.iter().map(|&q| q as u8));
+    out.into()
+}
+
+fn finite(what: &'static str, values: Vec<f32>) -> Result<Vec<f32>, EncodingError> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(values),
+        Some(index) => Err(EncodingError::NotFinite { what, index }),
+    }
+}
+
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+fn f16s(bytes: &[u8]) -> Vec<f32> {
+    let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b)).collect();
+    let mut out = vec![0.0; halves.len()];
+    halves.convert_to_f32_slice(&mut out);
+    out
+}
+
+fn i8s(bytes: &[u8]) -> Vec<i8> {
+    bytes.iter().map(|&b| b as i8).collect()
+}
+
+fn put_f32s(values: &[f32], out: &mut Vec<u8>) {
+    out.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+}
+
+/// Whether every value is finite as an f16.
+fn put_f16s(values: &[f32], out: &mut Vec<u8>) -> bool {
+    let mut halves = vec![f16::ZERO; values.len()];
+    halves.convert_from_f32_slice(values);
+    out.extend(halves.iter().flat_map(|h| h.to_le_bytes()));
+    halves.iter().all(|h| h.is_finite())
+}
+
+#[cfg(test)]
+mod tests;
