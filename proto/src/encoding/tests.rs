@@ -155,7 +155,8 @@ proptest! {
             let mut wrong = bytes.clone();
             wrong.resize(len, 0);
             let decoded = decode(encoding, rows, 256, &wrong);
-            prop_assert!(matches!(decoded, Err(EncodingError::Size { .. })));
+            let refused = matches!(decoded, Err(EncodingError::Size { .. }));
+            prop_assert!(refused);
         }
         let (what, floats, wide) = match encoding {
             Encoding::F32 => ("value", rows * 256, true),
