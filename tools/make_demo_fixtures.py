@@ -1,0 +1,50 @@
+"""Makes tests/fixtures/demo: what llama.cpp and transformers make of 256 tokens with the demo model.
+
+Writes tokens.json, and as little-endian f16 [tokens, vocab] transformers.f16 (f32 arithmetic on the GGUF's dequantised
+weights) and llama.cpp.f16 (the GGUF itself, f32 keys and values). Prints how the two differ from each other, from the
+original weights and from themselves in f16, which is the floor under any tolerance that a test may ask for.
+
+    python tools/make_demo_fixtures.py --hf DIR --model models/demo.gguf --text val-prose.txt --out tests/fixtures/demo
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import oracles
+from tokenizers import Tokenizer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hf", type=Path, required=True, help="the demo model in Hugging Face layout")
+    parser.add_argument("--model", type=Path, required=True, help="the same as GGUF")
+    parser.add_argument("--text", type=Path, required=True, help="held-out text, whose beginning is used")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--out", type=Path, required=True, help="directory of the fixtures")
+    args = parser.parse_args()
+
+    text = args.text.read_text(encoding="utf-8")[: 16 * args.tokens]
+    ids = Tokenizer.from_file(str(args.hf / "tokenizer.json")).encode(text).ids[: args.tokens]
+    transformers = oracles.transformers_logits(args.hf, ids, args.model)
+    llama_cpp = oracles.llama_cpp_logits(args.model, ids, "f32")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "tokens.json").write_text(json.dumps(ids) + "\n")
+    transformers.astype("<f2").tofile(args.out / "transformers.f16")
+    llama_cpp.astype("<f2").tofile(args.out / "llama.cpp.f16")
+
+    def row(name, a, b):
+        kl, top1, max_abs = oracles.differences(a.astype(np.float32), b.astype(np.float32))
+        print(f"| {name} | {kl:.3g} | {100 * top1:.2f} % | {max_abs:.3g} |")
+
+    print("| pair | mean KL | top-1 agreement | max abs difference |\n|---|---|---|---|")
+    row("llama.cpp, transformers", llama_cpp, transformers)
+    row("llama.cpp with f16 keys and values, with f32", oracles.llama_cpp_logits(args.model, ids, "f16"), llama_cpp)
+    row("transformers on original weights, on the GGUF's", oracles.transformers_logits(args.hf, ids), transformers)
+    row("transformers rounded to f16, in f32", transformers.astype("<f2"), transformers)
+
+
+if __name__ == "__main__":
+    main()
