@@ -1,0 +1,160 @@
+//! The feed-forward network of a layer's experts: `weight * down(silu(gate x) * up x)`, summed over experts.
+
+use crate::matmul::{self, RowsOf, TILE_ROWS, multiply};
+use crate::ops::silu_times;
+use crate::pool::{Pool, SharedMut};
+use crate::quant::Kernels;
+use crate::{Activations, Mat};
+
+/// One expert and the rows that it runs for.
+#[derive(Clone, Copy, Debug)]
+pub struct Group<'a> {
+    /// `[n_ff, n_embd]`.
+    pub gate_proj: Mat<'a>,
+    /// `[n_ff, n_embd]`.
+    pub up_proj: Mat<'a>,
+    /// `[n_embd, n_ff]`.
+    pub down_proj: Mat<'a>,
+    /// Each activation row with the weight that its output gets.
+    pub rows: &'a [(u32, f32)],
+}
+
+/// Buffers of [`run_experts`], kept between calls.
+#[derive(Debug, Default)]
+pub struct FfnScratch {
+    /// Each group's first (group, row) pair, and the number of pairs at the end.
+    starts: Vec<usize>,
+    /// `[pairs, n_ff]`.
+    gate: Vec<f32>,
+    /// `silu(gate) * up`, `[pairs, n_ff]`.
+    hidden: Activations,
+}
+
+/// Outputs that one task of the second phase computes at a time.
+const DOWN_ROWS: usize = 64;
+
+/// Adds to each named row of `out` (`[x.rows(), n_embd]`) the weighted outputs of its experts, in the groups' order:
+/// the same bits whatever the number of threads and whatever other rows there are.
+///
+/// # Panics
+/// Where shapes do not fit each other or a row is beyond `x`.
+pub fn run_experts(
+    pool: &Pool,
+    x: &mut Activations,
+    groups: &[Group<'_>],
+    scratch: &mut FfnScratch,
+    out: &mut [f32],
+) {
+    let Some(first) = groups.first() else { return };
+    let (n_ff, n_embd) = (first.gate_proj.rows, first.down_proj.rows);
+    assert_eq!(out.len(), x.rows() * n_embd, "outputs of {} rows by {n_embd}", x.rows());
+    for group in groups {
+        for w in [&group.gate_proj, &group.up_proj] {
+            matmul::check(w, x);
+            assert_eq!(w.rows, n_ff, "outputs of a projection into the experts' width");
+            x.quantize_with(pool, w.ty.act_format());
+        }
+        assert_eq!(
+            (group.down_proj.rows, group.down_proj.cols),
+            (n_embd, n_ff),
+            "shape of down_proj"
+        );
+        assert!(
+            group.rows.iter().all(|(row, _)| (*row as usize) < x.rows()),
+            "a row beyond the input"
+        );
+    }
+    scratch.starts.clear();
+    scratch.starts.push(0);
+    for group in groups {
+        scratch.starts.push(scratch.starts[scratch.starts.len() - 1] + group.rows.len());
+    }
+    let pairs = scratch.starts[groups.len()];
+    scratch.gate.resize(pairs * n_ff, 0.0);
+    let hidden = scratch.hidden.reshape(pairs, n_ff);
+
+    gate_and_up(pool, x, groups, &scratch.starts, &mut scratch.gate, hidden);
+    for group in groups {
+        matmul::check(&group.down_proj, &scratch.hidden);
+        scratch.hidden.quantize_with(pool, group.down_proj.ty.act_format());
+    }
+    down(pool, &scratch.hidden, groups, &scratch.starts, out);
+}
+
+/// `hidden[pair] = silu(gate_proj x) * (up_proj x)`, split over experts and their outputs.
+fn gate_and_up(
+    pool: &Pool,
+    x: &Activations,
+    groups: &[Group<'_>],
+    starts: &[usize],
+    gate: &mut [f32],
+    hidden: &mut [f32],
+) {
+    let kernels = Kernels::best();
+    let n_ff = groups[0].gate_proj.rows;
+    let bytes = groups.iter().map(|g| g.gate_proj.bytes.len() + g.up_proj.bytes.len()).sum();
+    // Both matrices' rows are one task.
+    let chunk = matmul::task_rows(&groups[0].gate_proj, matmul::task_bytes(pool, bytes) / 2);
+    let chunks = n_ff.div_ceil(chunk);
+    let (gate, hidden) = (SharedMut::new(gate), SharedMut::new(hidden));
+    pool.run(groups.len() * chunks, &|task| {
+        let (g, group) = (task / chunks, &groups[task / chunks]);
+        let start = task % chunks * chunk;
+        let outputs = start..(start + chunk).min(n_ff);
+        for (w, to) in [(&group.gate_proj, &gate), (&group.up_proj, &hidden)] {
+            let format = w.ty.act_format();
+            let rows = RowsOf {
+                count: group.rows.len(),
+                row: |i: usize| x.row(format, group.rows[i].0 as usize),
+            };
+            let to = to.at(starts[g] * n_ff + start);
+            // SAFETY: this task alone writes these outputs of this group's pairs, and both buffers hold all pairs.
+            unsafe { multiply(kernels.tile(w.ty), w, outputs.clone(), &rows, to, n_ff) };
+        }
+        for pair in starts[g]..starts[g + 1] {
+            let at = pair * n_ff + start;
+            // SAFETY: as above.
+            let (gate, hidden) =
+                unsafe { (gate.slice(at, outputs.len()), hidden.slice(at, outputs.len())) };
+            silu_times(gate, hidden);
+        }
+    });
+}
+
+/// `out[row] += weight * (down_proj hidden[pair])`, split over outputs: a task adds all groups up in order.
+fn down(
+    pool: &Pool,
+    hidden: &Activations,
+    groups: &[Group<'_>],
+    starts: &[usize],
+    out: &mut [f32],
+) {
+    let kernels = Kernels::best();
+    let n_embd = groups[0].down_proj.rows;
+    let out = SharedMut::new(out);
+    pool.run(n_embd.div_ceil(DOWN_ROWS), &|task| {
+        let outputs = task * DOWN_ROWS..((task + 1) * DOWN_ROWS).min(n_embd);
+        let mut sums = [0f32; TILE_ROWS * DOWN_ROWS];
+        for (group, start) in groups.iter().zip(starts) {
+            let format = group.down_proj.ty.act_format();
+            for (batch, named) in group.rows.chunks(TILE_ROWS).enumerate() {
+                let first = start + batch * TILE_ROWS;
+                let rows =
+                    RowsOf { count: named.len(), row: |i: usize| hidden.row(format, first + i) };
+                let (kernel, w) = (kernels.tile(group.down_proj.ty), &group.down_proj);
+                // SAFETY: `sums` has room for a batch by DOWN_ROWS outputs.
+                unsafe {
+                    multiply(kernel, w, outputs.clone(), &rows, sums.as_mut_ptr(), DOWN_ROWS)
+                };
+                for ((row, weight), sums) in named.iter().zip(sums.chunks_exact(DOWN_ROWS)) {
+                    // SAFETY: this task alone writes these outputs.
+                    let out =
+                        unsafe { out.slice(*row as usize * n_embd + outputs.start, outputs.len()) };
+                    for (out, y) in out.iter_mut().zip(sums) {
+                        *out += weight * y;
+                    }
+                }
+            }
+        }
+    });
+}

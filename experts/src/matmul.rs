@@ -1,0 +1,137 @@
+//! Weight matrices times activation rows.
+
+use std::ops::Range;
+
+use crate::pool::{Pool, SharedMut};
+use crate::quant::{ActRow, Kernels, Tile, TileFn};
+use crate::{Activations, Mat};
+
+/// Tasks a thread and region: enough that a slow thread's share is taken over by the others.
+const TASKS_PER_THREAD: usize = 8;
+/// Below this many bytes of weights a task costs more to hand out than it saves.
+const MIN_TASK_BYTES: usize = 16 << 10;
+/// Outputs in a cache line: tasks end on multiples of it, so that no two write the same line.
+const LINE: usize = 16;
+/// Weights that stay in the first-level cache while several activation rows pass over them.
+const TILE_BYTES: usize = 16 << 10;
+/// Activation rows handed to a kernel at once.
+pub(crate) const TILE_ROWS: usize = 16;
+
+/// `out[i, r] = w[r] · x[i]`; `out` is `[x.rows(), w.rows]`. `x` must hold the form that `w.ty` wants.
+///
+/// # Panics
+/// Where a shape does not fit or `x` lacks the form.
+pub fn matmul(pool: &Pool, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
+    matmul_many(pool, &mut [(w, out)], x);
+}
+
+/// Several [`matmul`]s over the same input in one parallel region.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &Activations) {
+    let kernels = Kernels::best();
+    let bytes = products.iter().map(|(w, _)| w.bytes.len()).sum::<usize>();
+    let share = task_bytes(pool, bytes);
+    let mut tasks = 0;
+    for (w, out) in products.iter() {
+        check(w, x);
+        assert_eq!(out.len(), x.rows() * w.rows, "outputs of {} rows by {}", x.rows(), w.rows);
+        tasks += w.rows.div_ceil(task_rows(w, share));
+    }
+    let products = SharedMut::new(products);
+    pool.run(tasks, &|mut task| {
+        for p in 0.. {
+            // SAFETY: the matrices are only read; the outputs are written below, disjoint rows by each task.
+            let (w, out) = unsafe { &*products.at(p) };
+            let chunk = task_rows(w, share);
+            let chunks = w.rows.div_ceil(chunk);
+            if task < chunks {
+                let rows = task * chunk..((task + 1) * chunk).min(w.rows);
+                let target = out.as_ptr().cast_mut().wrapping_add(rows.start);
+                // SAFETY: `out` is exclusively borrowed by the caller; this task alone writes columns `rows`.
+                unsafe { multiply(kernels.tile(w.ty), w, rows, &all_rows(w, x), target, w.rows) };
+                return;
+            }
+            task -= chunks;
+        }
+    });
+}
+
+/// [`matmul`] with given kernels on this thread.
+pub(crate) fn single(kernels: &Kernels, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
+    check(&w, x);
+    assert_eq!(out.len(), x.rows() * w.rows, "outputs of {} rows by {}", x.rows(), w.rows);
+    // SAFETY: `out` has room for every row of `x` by every row of `w`.
+    unsafe {
+        multiply(kernels.tile(w.ty), &w, 0..w.rows, &all_rows(&w, x), out.as_mut_ptr(), w.rows)
+    };
+}
+
+/// Activation rows for [`multiply`]: how many, and each of them.
+pub(crate) struct RowsOf<F> {
+    pub(crate) count: usize,
+    pub(crate) row: F,
+}
+
+fn all_rows<'a>(w: &Mat<'_>, x: &'a Activations) -> RowsOf<impl Fn(usize) -> ActRow<'a>> {
+    let format = w.ty.act_format();
+    RowsOf { count: x.rows(), row: move |i: usize| x.row(format, i) }
+}
+
+/// `out[i * stride + r - rows.start] = w[r] · x(i)` for `r` in `rows`.
+///
+/// # Safety
+/// `out` is valid for those writes, and nobody else touches them. The activation rows are of `w.cols` values in the
+/// format of `w.ty`, and `kernel` is a kernel for it on this machine.
+pub(crate) unsafe fn multiply<'a>(
+    kernel: TileFn,
+    w: &Mat<'_>,
+    rows: Range<usize>,
+    x: &RowsOf<impl Fn(usize) -> ActRow<'a>>,
+    out: *mut f32,
+    stride: usize,
+) {
+    let row_bytes = w.bytes.len() / w.rows;
+    // One activation row needs the weights once; for more they must still be near when the next rows come.
+    let step = if x.count <= TILE_ROWS { rows.len() } else { (TILE_BYTES / row_bytes).max(1) };
+    for start in rows.clone().step_by(step.max(1)) {
+        let step = step.min(rows.end - start);
+        let weights = &w.bytes[start * row_bytes..][..step * row_bytes];
+        for first in (0..x.count).step_by(TILE_ROWS) {
+            let count = TILE_ROWS.min(x.count - first);
+            let mut tile_rows = [ActRow::default(); TILE_ROWS];
+            for (i, row) in tile_rows[..count].iter_mut().enumerate() {
+                *row = (x.row)(first + i);
+            }
+            // SAFETY: by the caller; the tile is part of what it promised.
+            unsafe {
+                kernel(&Tile {
+                    w: weights,
+                    row_bytes,
+                    rows: step,
+                    x: &tile_rows[..count],
+                    out: out.add(first * stride + start - rows.start),
+                    stride,
+                });
+            }
+        }
+    }
+}
+
+/// Bytes of weights for one task of a region that reads `bytes`.
+pub(crate) fn task_bytes(pool: &Pool, bytes: usize) -> usize {
+    (bytes / (pool.threads() * TASKS_PER_THREAD)).max(MIN_TASK_BYTES)
+}
+
+/// Rows of `w` for one task.
+pub(crate) fn task_rows(w: &Mat<'_>, task_bytes: usize) -> usize {
+    (task_bytes * w.rows / w.bytes.len().max(1)).next_multiple_of(LINE).max(LINE)
+}
+
+/// Panics where `w` is not what it says or does not fit `x`.
+pub(crate) fn check(w: &Mat<'_>, x: &Activations) {
+    let bytes = w.ty.row_bytes(w.cols).and_then(|row| row.checked_mul(w.rows));
+    assert_eq!(bytes, Some(w.bytes.len()), "bytes of {} by {} {} weights", w.rows, w.cols, w.ty);
+    assert_eq!(w.cols, x.cols(), "inputs of a matrix and values of an activation row");
+}

@@ -1,0 +1,164 @@
+//! Kernels over quantised weights: a plain reference for each type, and fast paths chosen once at start.
+//!
+//! Every path computes the same integers; only the order of float additions differs between instruction sets. Within
+//! one instruction set a row's result has the same bits however many rows are multiplied with it.
+
+mod blocks;
+mod dequantize;
+pub(crate) mod isa;
+mod quantize;
+mod scalar;
+
+use crate::{Activations, GgmlType, Mat};
+use isa::Isa;
+
+pub use dequantize::dequantize;
+pub use quantize::quantize;
+
+/// How a weight type wants the activations that it is multiplied with.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ActFormat {
+    /// As they are.
+    F32,
+    /// Blocks of 32 with an f16 scale.
+    Q8_0,
+    /// Blocks of 256 with an f32 scale.
+    Q8_K,
+}
+
+impl GgmlType {
+    /// The activation format that this weight type's kernels read.
+    pub fn act_format(self) -> ActFormat {
+        match self {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => ActFormat::F32,
+            GgmlType::Q8_0 | GgmlType::Q4_0 => ActFormat::Q8_0,
+            GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => ActFormat::Q8_K,
+        }
+    }
+}
+
+/// The instruction set whose kernels run on this machine.
+pub fn cpu_features() -> &'static str {
+    Kernels::best().name
+}
+
+/// One activation row in the forms that kernels read; a form that is not held is empty.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ActRow<'a> {
+    /// `[cols]`.
+    pub(crate) values: &'a [f32],
+    /// One scale a block.
+    pub(crate) d: &'a [f32],
+    /// `[cols]`.
+    pub(crate) q: &'a [i8],
+    /// Sums of `q` over 16 values each.
+    pub(crate) sums: &'a [i16],
+}
+
+/// Weight rows times activation rows: `out[i * stride + r] = w[r] · x[i]`.
+pub(crate) struct Tile<'a> {
+    /// `rows` weight rows, one after another.
+    pub(crate) w: &'a [u8],
+    pub(crate) row_bytes: usize,
+    pub(crate) rows: usize,
+    pub(crate) x: &'a [ActRow<'a>],
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+}
+
+impl Tile<'_> {
+    /// Weight row `r`.
+    #[inline]
+    fn row(&self, r: usize) -> &[u8] {
+        &self.w[r * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Stores the products of weight row `r` with activation rows `i..i + N`.
+    ///
+    /// # Safety
+    /// `out` must be valid for them; see [`TileFn`].
+    #[inline]
+    unsafe fn store<const N: usize>(&self, i: usize, r: usize, y: [f32; N]) {
+        for (n, y) in y.into_iter().enumerate() {
+            // SAFETY: by the caller.
+            unsafe { self.out.add((i + n) * self.stride + r).write(y) };
+        }
+    }
+}
+
+/// Fills a tile's output.
+///
+/// # Safety
+/// The machine has the kernel's instructions; `w` holds `rows * row_bytes` bytes, whole blocks; each activation row
+/// holds its weight type's format for as many values; `out` is valid for writes at `i * stride + r` for every
+/// activation row `i` and weight row `r`, and nobody else touches those.
+pub(crate) type TileFn = unsafe fn(&Tile<'_>);
+
+/// Sums rows of halves: `out[d] += sum over t of weights[t] * rows[t * out.len() + d]`.
+///
+/// # Safety
+/// The machine has the kernel's instructions; `rows` holds `weights.len() * out.len()` values.
+pub(crate) type BlendFn = unsafe fn(weights: &[f32], rows: &[half::f16], out: &mut [f32]);
+
+/// The kernels of one instruction set.
+pub struct Kernels {
+    name: &'static str,
+    isa: Isa,
+    f32: TileFn,
+    f16: TileFn,
+    bf16: TileFn,
+    q8_0: TileFn,
+    q4_0: TileFn,
+    q4_k: TileFn,
+    q5_k: TileFn,
+    q6_k: TileFn,
+    blend_f16: BlendFn,
+}
+
+impl Kernels {
+    /// The fastest that this machine runs.
+    pub fn best() -> &'static Kernels {
+        Kernels::of(Isa::best())
+    }
+
+    /// All that this machine runs, the plain reference first.
+    pub fn available() -> impl Iterator<Item = &'static Kernels> {
+        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+            .into_iter()
+            .filter(|isa| isa.is_here())
+            .map(Kernels::of)
+    }
+
+    fn of(_isa: Isa) -> &'static Kernels {
+        &scalar::KERNELS
+    }
+
+    /// The instruction set's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// `out[i, r] = w[r] · x[i]` on this thread; see [`crate::matmul`], which is for use.
+    pub fn matmul(&self, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
+        crate::matmul::single(self, w, x, out);
+    }
+
+    pub(crate) fn tile(&self, ty: GgmlType) -> TileFn {
+        debug_assert!(self.isa.is_here());
+        match ty {
+            GgmlType::F32 => self.f32,
+            GgmlType::F16 => self.f16,
+            GgmlType::BF16 => self.bf16,
+            GgmlType::Q8_0 => self.q8_0,
+            GgmlType::Q4_0 => self.q4_0,
+            GgmlType::Q4_K => self.q4_k,
+            GgmlType::Q5_K => self.q5_k,
+            GgmlType::Q6_K => self.q6_k,
+        }
+    }
+
+    pub(crate) fn blend_f16(&self) -> BlendFn {
+        self.blend_f16
+    }
+}

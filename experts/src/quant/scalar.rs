@@ -1,0 +1,137 @@
+//! The plain kernels: integer dot products block by block, for any machine and as the reference of the fast ones.
+
+use half::{bf16, f16};
+
+use super::blocks::{f16_at, q4_0, q4_k, q5_k, q6_k, q8_0, scale_min};
+use super::isa::Isa;
+use super::{ActRow, Kernels, Tile};
+
+pub(super) static KERNELS: Kernels = Kernels {
+    name: "scalar",
+    isa: Isa::Scalar,
+    f32: |tile| fill(tile, f32_dot),
+    f16: |tile| fill(tile, f16_dot),
+    bf16: |tile| fill(tile, bf16_dot),
+    q8_0: |tile| fill(tile, q8_0_dot),
+    q4_0: |tile| fill(tile, q4_0_dot),
+    q4_k: |tile| fill(tile, q4_k_dot),
+    q5_k: |tile| fill(tile, q5_k_dot),
+    q6_k: |tile| fill(tile, q6_k_dot),
+    blend_f16,
+};
+
+fn fill(tile: &Tile<'_>, dot: impl Fn(&[u8], ActRow<'_>) -> f32) {
+    for r in 0..tile.rows {
+        for (i, x) in tile.x.iter().enumerate() {
+            // SAFETY: `TileFn` requires `out` to be valid for every row and activation row.
+            unsafe { tile.store(i, r, [dot(tile.row(r), *x)]) };
+        }
+    }
+}
+
+fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
+    for (weight, row) in weights.iter().zip(rows.chunks_exact(out.len())) {
+        for (out, value) in out.iter_mut().zip(row) {
+            *out += weight * value.to_f32();
+        }
+    }
+}
+
+fn f32_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let (w, _) = w.as_chunks::<4>();
+    w.iter().zip(x.values).map(|(w, x)| f32::from_le_bytes(*w) * x).sum()
+}
+
+fn f16_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let (w, _) = w.as_chunks::<2>();
+    w.iter().zip(x.values).map(|(w, x)| f16::from_le_bytes(*w).to_f32() * x).sum()
+}
+
+fn bf16_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let (w, _) = w.as_chunks::<2>();
+    w.iter().zip(x.values).map(|(w, x)| bf16::from_le_bytes(*w).to_f32() * x).sum()
+}
+
+fn q8_0_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let blocks = w.chunks_exact(q8_0::BYTES).zip(x.q.chunks_exact(32)).zip(x.d);
+    blocks
+        .map(|((w, q), d)| {
+            let products =
+                w[q8_0::QS..].iter().zip(q).map(|(w, q)| i32::from(*w as i8) * i32::from(*q));
+            f16_at(w, 0) * d * products.sum::<i32>() as f32
+        })
+        .sum()
+}
+
+fn q4_0_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let blocks = w.chunks_exact(q4_0::BYTES).zip(x.q.chunks_exact(32)).zip(x.d);
+    blocks
+        .map(|((w, q), d)| {
+            let (low, high) = q.split_at(16);
+            let nibbles = w[q4_0::QS..].iter().zip(low.iter().zip(high));
+            let sum: i32 = nibbles
+                .map(|(w, (low, high))| {
+                    (i32::from(w & 0x0f) - 8) * i32::from(*low)
+                        + (i32::from(w >> 4) - 8) * i32::from(*high)
+                })
+                .sum();
+            f16_at(w, 0) * d * sum as f32
+        })
+        .sum()
+}
+
+fn q4_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    k_dot::<{ q4_k::BYTES }>(w, x, &q4_k::SCALES, |w, j, i| {
+        let q = w[q4_k::QS + 32 * (j / 2) + i];
+        if j % 2 == 0 { q & 0x0f } else { q >> 4 }
+    })
+}
+
+fn q5_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    k_dot::<{ q5_k::BYTES }>(w, x, &q5_k::SCALES, |w, j, i| {
+        let q = w[q5_k::QS + 32 * (j / 2) + i];
+        let low = if j % 2 == 0 { q & 0x0f } else { q >> 4 };
+        low | (((w[q5_k::QH + i] >> j) & 1) << 4)
+    })
+}
+
+/// Q4_K and Q5_K: `value(block, j, i)` is value `i` of sub-block `j` of 32.
+fn k_dot<const BYTES: usize>(
+    w: &[u8],
+    x: ActRow<'_>,
+    scales: &usize,
+    value: impl Fn(&[u8], usize, usize) -> u8,
+) -> f32 {
+    let (blocks, _) = w.as_chunks::<BYTES>();
+    let mut total = 0.0;
+    for (b, w) in blocks.iter().enumerate() {
+        let (q, sums) = (&x.q[256 * b..][..256], &x.sums[16 * b..][..16]);
+        let (mut scaled, mut minima) = (0, 0);
+        for j in 0..8 {
+            let (scale, min) = scale_min(j, &w[*scales..]);
+            let products = (0..32).map(|i| i32::from(value(w, j, i)) * i32::from(q[32 * j + i]));
+            scaled += i32::from(scale) * products.sum::<i32>();
+            minima += i32::from(min) * (i32::from(sums[2 * j]) + i32::from(sums[2 * j + 1]));
+        }
+        total += x.d[b] * (f16_at(w, 0) * scaled as f32 - f16_at(w, 2) * minima as f32);
+    }
+    total
+}
+
+fn q6_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
+    let mut total = 0.0;
+    for (b, w) in w.chunks_exact(q6_k::BYTES).enumerate() {
+        let q = &x.q[256 * b..][..256];
+        let mut scaled = 0;
+        for (v, q) in q.iter().enumerate() {
+            let (half, pair, i) = (v / 128, v / 32 % 4, v % 32);
+            let nibbles = w[64 * half + 32 * (pair % 2) + i];
+            let low = if pair < 2 { nibbles & 0x0f } else { nibbles >> 4 };
+            let high = (w[q6_k::QH + 32 * half + i] >> (2 * pair)) & 3;
+            let value = i32::from(low | (high << 4)) - 32;
+            scaled += i32::from(w[q6_k::SCALES + v / 16] as i8) * value * i32::from(*q);
+        }
+        total += x.d[b] * f16_at(w, q6_k::D) * scaled as f32;
+    }
+    total
+}
