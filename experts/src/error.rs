@@ -1,6 +1,6 @@
 //! What can go wrong with a model file, and what the message must name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -19,4 +19,85 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A mapped file became shorter than it was when it was opened.
+    #[error("{}: the file was truncated: found {found} bytes, expected at least {expected}", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Its length now, in bytes.
+        found: u64,
+        /// The length that the read needed, in bytes.
+        expected: u64,
+    },
+    /// The file itself, or a field of its header, is wrong.
+    #[error("{}: {field}: found {found}, expected {expected}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// The field: "magic", "version", "tensor count", …
+        field: &'static str,
+        /// What the file has.
+        found: String,
+        /// What it should have.
+        expected: String,
+    },
+    /// A metadata key is wrong or missing.
+    #[error("{}: key `{key}`: found {found}, expected {expected}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key.
+        key: String,
+        /// What the file has.
+        found: String,
+        /// What it should have.
+        expected: String,
+    },
+    /// A tensor is wrong, missing or not wanted.
+    #[error("{}: tensor `{tensor}`: found {found}, expected {expected}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What the file has.
+        found: String,
+        /// What it should have.
+        expected: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: the system's refusal of `action` on `path`.
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Io { path: path.to_owned(), action, source }
+    }
+}
+
+/// What was found and what was expected, before the caller adds where.
+#[derive(Debug)]
+pub(crate) struct Mismatch {
+    pub(crate) found: String,
+    pub(crate) expected: String,
+}
+
+impl Mismatch {
+    pub(crate) fn new(found: impl Into<String>, expected: impl Into<String>) -> Mismatch {
+        Mismatch { found: found.into(), expected: expected.into() }
+    }
+
+    pub(crate) fn in_header(self, path: &Path, field: &'static str) -> Error {
+        let Mismatch { found, expected } = self;
+        Error::Header { path: path.to_owned(), field, found, expected }
+    }
+
+    pub(crate) fn in_key(self, path: &Path, key: &str) -> Error {
+        let Mismatch { found, expected } = self;
+        Error::Key { path: path.to_owned(), key: key.to_owned(), found, expected }
+    }
+
+    pub(crate) fn in_tensor(self, path: &Path, tensor: &str) -> Error {
+        let Mismatch { found, expected } = self;
+        Error::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), found, expected }
+    }
 }
