@@ -2,19 +2,30 @@
 //!
 //! The only crate with `unsafe`: memory maps, SIMD and the thread pool live here, behind safe interfaces.
 
+mod activations;
 mod error;
+mod ffn;
 pub mod gguf;
 mod map;
+mod matmul;
 mod model;
+pub mod ops;
+mod pool;
+mod quant;
 mod tensor;
 mod types;
 
+pub use activations::Activations;
 pub use error::{Error, Result};
+pub use ffn::{FfnScratch, Group, run_experts};
 pub use gguf::{Fingerprint, Gguf, Metadata};
 pub use map::Mapping;
+pub use matmul::{matmul, matmul_many};
 pub use model::{
     Arch, ExpertLayer, ExpertTensors, Gating, LayerTensors, Model, ModelSpec, QkNorm, RopeSpec,
     RopeStyle, SharedExpert,
 };
+pub use pool::Pool;
+pub use quant::{ActFormat, Kernels, cpu_features, dequantize, quantize};
 pub use tensor::Tensor;
 pub use types::{GgmlType, Mat};
