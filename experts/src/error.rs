@@ -53,6 +53,36 @@ pub enum Error {
         /// What it should have.
         expected: String,
     },
+    /// A setting is none.
+    #[error("{what}: found {found:?}, expected {expected}")]
+    Setting {
+        /// The setting.
+        what: &'static str,
+        /// What was given.
+        found: String,
+        /// What would do.
+        expected: &'static str,
+    },
+    /// The model has no such expert.
+    #[error("layer {layer}, expert {expert}: expected one of {layers} layers of {experts} experts")]
+    NoSuchExpert {
+        /// The layer that was asked for.
+        layer: usize,
+        /// The expert that was asked for.
+        expert: u16,
+        /// How many layers there are.
+        layers: usize,
+        /// How many experts a layer has.
+        experts: usize,
+    },
+    /// The expert cache does not have an expert, and what it does not have counts as absent.
+    #[error("layer {layer}, expert {expert}: found outside of the expert cache, expected in it")]
+    Absent {
+        /// The layer.
+        layer: usize,
+        /// The expert.
+        expert: u16,
+    },
     /// A tensor is wrong, missing or not wanted.
     #[error("{}: tensor `{tensor}`: found {found}, expected {expected}", path.display())]
     Tensor {

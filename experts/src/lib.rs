@@ -3,6 +3,7 @@
 //! The only crate with `unsafe`: memory maps, SIMD and the thread pool live here, behind safe interfaces.
 
 mod activations;
+mod cache;
 mod error;
 mod ffn;
 pub mod gguf;
@@ -12,10 +13,12 @@ mod model;
 pub mod ops;
 mod pool;
 mod quant;
+mod store;
 mod tensor;
 mod types;
 
 pub use activations::Activations;
+pub use cache::{Budget, Elsewhere, LayerStats};
 pub use error::{Error, Result};
 pub use ffn::{FfnScratch, Group, run_experts};
 pub use gguf::{Fingerprint, Gguf, Metadata};
@@ -27,5 +30,6 @@ pub use model::{
 };
 pub use pool::Pool;
 pub use quant::{ActFormat, Kernels, cpu_features, dequantize, quantize};
+pub use store::{CacheStats, ExpertStore, Pinned, Refused, Residency};
 pub use tensor::Tensor;
 pub use types::{GgmlType, Mat};

@@ -12,6 +12,10 @@ use crate::error::{Error, Mismatch, Result};
 /// One fault-in call's share of a range: a long range stays interruptible, and its pages arrive in order.
 const POPULATE_CHUNK: usize = 64 << 20;
 
+/// One advice to read reads no more than the device's read-ahead window, 128 KiB by default, and forgets the rest
+/// (`force_page_cache_ra` in Linux's mm/readahead.c).
+const READ_AHEAD_CHUNK: usize = 128 << 10;
+
 /// A whole file, mapped read-only. Keeps the file open.
 ///
 /// The file must not be modified in place while it is mapped. A file that was made shorter is reported by
@@ -134,6 +138,19 @@ impl Mapping {
         })
     }
 
+    /// Starts reading a range, rounded outward to pages, into the page cache, and does not wait for it.
+    ///
+    /// # Panics
+    /// If the range leaves the file as it was mapped.
+    pub(crate) fn will_need(&self, range: Range<usize>) {
+        self.check(&range);
+        for at in range.clone().step_by(READ_AHEAD_CHUNK) {
+            let len = READ_AHEAD_CHUNK.min(range.end - at);
+            // A refusal costs time only: `populate` reads what is not there.
+            let _ = self.map.advise_range(Advice::WillNeed, at, len);
+        }
+    }
+
     /// Gives a range's memory back to the system: its pages, rounded inward, leave this process and, where no other
     /// process uses them, the page cache. The bytes stay readable and come from the disk again.
     ///
@@ -214,7 +231,11 @@ impl Mapping {
         );
     }
 
-    fn check_length(&self, end: usize) -> Result<()> {
+    /// Whether the file still has the bytes before `end`.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`] if not, [`Error::Io`] if the system does not say.
+    pub(crate) fn check_length(&self, end: usize) -> Result<()> {
         let found = self.file.metadata().map_err(Error::io(&self.path, "read"))?.len();
         let expected = end as u64;
         if found < expected {
