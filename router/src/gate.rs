@@ -1,0 +1,316 @@
+//! The gate: router logits to the experts of a row and their weights.
+//!
+//! The order of operations is llama.cpp's (`src/llama-graph.cpp`, `build_moe_ffn`): score, add the
+//! selection bias, mask groups, take the top k, weigh by the *unbiased* scores, softmax over the
+//! selected (where that is the model's rule), normalise, scale.
+
+use crate::{Error, Result};
+
+/// The smallest sum that weights are divided by: the smallest normal f16, as in `build_moe_ffn`.
+pub(crate) const MIN_WEIGHT_SUM: f64 = 6.103_515_625e-5;
+
+/// The router's arithmetic for one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// How logits become scores.
+    pub scoring: Scoring,
+    /// Experts a layer.
+    pub n_experts: usize,
+    /// Experts that run for each row.
+    pub top_k: usize,
+    /// Whether the selected weights are divided by their sum (`norm_topk_prob`).
+    pub normalise: bool,
+    /// Factor on every weight, after normalising.
+    pub scale: f32,
+    /// Group-limited selection, where the model has it.
+    pub groups: Option<Groups>,
+    /// Added to the scores for selection only, `[n_experts]` (DeepSeek-V3's `exp_probs_b`).
+    pub bias: Option<Vec<f32>>,
+}
+
+/// How logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Softmax over all experts.
+    Softmax,
+    /// Each expert by itself.
+    Sigmoid,
+    /// Logits select; a softmax over the selected ones weighs.
+    SoftmaxAfterTopK,
+}
+
+/// Group-limited selection: only the best groups of consecutive experts take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Groups {
+    /// Groups a layer, each of `n_experts / count` consecutive experts.
+    pub count: usize,
+    /// Groups that take part, for each row.
+    pub used: usize,
+}
+
+/// What the gate chose for each row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Routing {
+    /// Experts a row.
+    pub k: usize,
+    /// Experts a layer.
+    pub n_experts: usize,
+    /// `[rows, k]`, best first.
+    pub experts: Vec<u16>,
+    /// `[rows, k]`, the weights of `experts`.
+    pub weights: Vec<f32>,
+    /// `[rows, n_experts]`, what the weights derive from: scores without selection bias.
+    pub scores: Vec<f32>,
+}
+
+impl Gate {
+    /// Refuses settings that [`route`](Gate::route) could not follow. Call it once, on loading.
+    pub fn check(&self) -> Result<()> {
+        let n = self.n_experts;
+        let refuse =
+            |field, found: String, expected: String| Err(Error::Gate { field, found, expected });
+        if !(1..=usize::from(u16::MAX)).contains(&n) {
+            return refuse("n_experts", n.to_string(), format!("1 to {}", u16::MAX));
+        }
+        if !(1..=n).contains(&self.top_k) {
+            return refuse("top_k", self.top_k.to_string(), format!("1 to {n}"));
+        }
+        if !(self.scale.is_finite() && self.scale > 0.0) {
+            return refuse("scale", self.scale.to_string(), "a positive number".into());
+        }
+        if let Some(Groups { count, used }) = self.groups {
+            if count == 0 || !n.is_multiple_of(count) {
+                return refuse("groups.count", count.to_string(), format!("a divisor of {n}"));
+            }
+            if !(1..=count).contains(&used) {
+                return refuse("groups.used", used.to_string(), format!("1 to {count}"));
+            }
+            if used * (n / count) < self.top_k {
+                let expected = format!("enough groups of {} for top_k {}", n / count, self.top_k);
+                return refuse("groups.used", used.to_string(), expected);
+            }
+        }
+        if let Some(bias) = &self.bias {
+            if bias.len() != n {
+                return refuse("bias", format!("{} values", bias.len()), format!("{n} values"));
+            }
+            if let Some(bad) = bias.iter().find(|b| !b.is_finite()) {
+                return refuse("bias", bad.to_string(), "finite numbers".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the experts of every row of `logits`, `[rows, n_experts]`.
+    ///
+    /// Equal scores go to the lower expert id. A NaN logit counts as minus infinity, so that one
+    /// bad number costs an expert and not the process; a row without any finite logit gets `k`
+    /// experts of weight 0.
+    ///
+    /// # Panics
+    /// If `logits` is not whole rows, or the gate would not pass [`check`](Gate::check).
+    pub fn route(&self, logits: &[f32]) -> Routing {
+        let mut routing = Routing::default();
+        self.route_into(logits, &mut routing);
+        routing
+    }
+
+    /// [`route`](Gate::route) into buffers that are used again.
+    ///
+    /// # Panics
+    /// As [`route`](Gate::route).
+    pub fn route_into(&self, logits: &[f32], out: &mut Routing) {
+        let (n, k) = (self.n_experts, self.top_k);
+        assert_eq!(logits.len() % n, 0, "logits are whole rows of {n}");
+        let rows = logits.len() / n;
+        (out.k, out.n_experts) = (k, n);
+        out.experts.clear();
+        out.experts.resize(rows * k, 0);
+        out.weights.clear();
+        out.weights.resize(rows * k, 0.0);
+        out.scores.clear();
+        out.scores.extend(logits.iter().map(|&x| finite_or_lowest(x)));
+
+        let mut keys = Keys::default();
+        let selected = out.experts.chunks_exact_mut(k).zip(out.weights.chunks_exact_mut(k));
+        for (scores, (experts, weights)) in out.scores.chunks_exact_mut(n).zip(selected) {
+            self.score(scores);
+            top_k(self.keys(scores, &mut keys), experts);
+            self.weigh(scores, experts, weights);
+        }
+    }
+
+    /// Whether the weights of a row sum to the same whatever was selected. Only then is it right
+    /// to let survivors take over the weight of what is missing. A softmax over the selected is a
+    /// normalised softmax by another name.
+    pub(crate) fn normalises(&self) -> bool {
+        self.normalise || self.scoring == Scoring::SoftmaxAfterTopK
+    }
+
+    /// What `weigh` divides by when it has selected `experts`; `unit` is from [`Gate::unit`].
+    pub(crate) fn divisor(&self, scores: &[f32], unit: f64, experts: &[u16]) -> f64 {
+        let sum = || experts.iter().map(|&e| self.raw(scores, unit, e)).sum::<f64>();
+        match self.scoring {
+            // At least one of a softmax's terms is not small: its sum needs no clamp.
+            Scoring::SoftmaxAfterTopK => sum(),
+            _ if self.normalise => sum().max(MIN_WEIGHT_SUM),
+            _ => 1.0,
+        }
+    }
+
+    /// An expert's weight before division and scaling.
+    pub(crate) fn raw(&self, scores: &[f32], unit: f64, expert: u16) -> f64 {
+        let score = f64::from(scores[usize::from(expert)]);
+        match self.scoring {
+            Scoring::SoftmaxAfterTopK if score == f64::NEG_INFINITY => 0.0,
+            Scoring::SoftmaxAfterTopK => (score - unit).exp(),
+            _ => score,
+        }
+    }
+
+    /// The score whose exponential is 1 in [`Gate::raw`]: the largest, so that none overflows.
+    pub(crate) fn unit(scores: &[f32], experts: &[u16]) -> f64 {
+        let largest = |m: f32, &e: &u16| m.max(scores[usize::from(e)]);
+        f64::from(experts.iter().fold(f32::NEG_INFINITY, largest))
+    }
+
+    /// What selection compares: biased scores, minus infinity in groups that do not take part.
+    pub(crate) fn keys<'a>(&self, scores: &'a [f32], room: &'a mut Keys) -> &'a [f32] {
+        if self.bias.is_none() && self.groups.is_none() {
+            return scores;
+        }
+        room.keys.clear();
+        match &self.bias {
+            Some(bias) => room.keys.extend(scores.iter().zip(bias).map(|(s, b)| s + b)),
+            None => room.keys.extend_from_slice(scores),
+        }
+        if let Some(groups) = self.groups {
+            mask_groups(groups, room);
+        }
+        &room.keys
+    }
+
+    /// Logits to scores, in place.
+    fn score(&self, row: &mut [f32]) {
+        match self.scoring {
+            Scoring::Softmax => softmax(row),
+            Scoring::Sigmoid => row.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp())),
+            Scoring::SoftmaxAfterTopK => {}
+        }
+    }
+
+    fn weigh(&self, scores: &[f32], experts: &[u16], weights: &mut [f32]) {
+        let unit = Gate::unit(scores, experts);
+        let divisor = self.divisor(scores, unit, experts);
+        if divisor > 0.0 {
+            let factor = f64::from(self.scale) / divisor;
+            for (weight, &expert) in weights.iter_mut().zip(experts) {
+                *weight = (self.raw(scores, unit, expert) * factor) as f32;
+            }
+        }
+    }
+}
+
+impl Routing {
+    /// Rows that were routed.
+    pub fn rows(&self) -> usize {
+        self.experts.len().checked_div(self.k).unwrap_or(0)
+    }
+
+    /// The experts of row `r` with their weights, best first.
+    pub fn row(&self, r: usize) -> impl Iterator<Item = (u16, f32)> + '_ {
+        let range = r * self.k..(r + 1) * self.k;
+        self.experts[range.clone()].iter().copied().zip(self.weights[range].iter().copied())
+    }
+
+    /// The routed weight of row `r`: what [`coverage`](crate::coverage) is measured against.
+    pub fn mass(&self, r: usize) -> f64 {
+        self.row(r).map(|(_, weight)| f64::from(weight)).sum()
+    }
+
+    /// The scores of row `r`, `[n_experts]`.
+    pub fn row_scores(&self, r: usize) -> &[f32] {
+        &self.scores[r * self.n_experts..(r + 1) * self.n_experts]
+    }
+}
+
+/// Buffers for [`Gate::keys`], used again from row to row.
+#[derive(Default)]
+pub(crate) struct Keys {
+    keys: Vec<f32>,
+    group_scores: Vec<f32>,
+    kept: Vec<u16>,
+}
+
+/// Writes the ids of the `out.len()` greatest keys, greatest first, equal ones by lower id.
+///
+/// One pass with insertion: for the few out of many that gates select, all but the first
+/// candidates cost one comparison.
+pub(crate) fn top_k(keys: &[f32], out: &mut [u16]) {
+    let mut found = 0;
+    for (id, &key) in keys.iter().enumerate() {
+        if found == out.len() {
+            match out.last() {
+                Some(&last) if key > keys[usize::from(last)] => {}
+                _ => continue,
+            }
+        } else {
+            found += 1;
+        }
+        let mut at = found - 1;
+        while at > 0 && key > keys[usize::from(out[at - 1])] {
+            out[at] = out[at - 1];
+            at -= 1;
+        }
+        out[at] = id as u16;
+    }
+    assert_eq!(found, out.len(), "no more experts are selected than there are");
+}
+
+/// Keeps the groups whose two best keys sum highest: DeepSeek-V3's `noaux_tc`
+/// (`modeling_deepseek.py`, `MoEGate.forward`; masked with minus infinity as in `build_moe_ffn`).
+fn mask_groups(groups: Groups, room: &mut Keys) {
+    let size = room.keys.len() / groups.count;
+    room.group_scores.clear();
+    room.group_scores.extend(room.keys.chunks_exact(size).map(|group| {
+        let mut best = [f32::NEG_INFINITY; 2];
+        for &key in group {
+            if key > best[0] {
+                best = [key, best[0]];
+            } else if key > best[1] {
+                best[1] = key;
+            }
+        }
+        if size == 1 { best[0] } else { best[0] + best[1] }
+    }));
+    room.kept.clear();
+    room.kept.resize(groups.used, 0);
+    top_k(&room.group_scores, &mut room.kept);
+    for (id, group) in room.keys.chunks_exact_mut(size).enumerate() {
+        if !room.kept.contains(&(id as u16)) {
+            group.fill(f32::NEG_INFINITY);
+        }
+    }
+}
+
+/// All zero where nothing is above minus infinity.
+fn softmax(row: &mut [f32]) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return row.fill(0.0);
+    }
+    let mut sum = 0.0_f64;
+    for x in row.iter_mut() {
+        *x = (*x - max).exp();
+        sum += f64::from(*x);
+    }
+    let factor = (1.0 / sum) as f32;
+    row.iter_mut().for_each(|x| *x *= factor);
+}
+
+fn finite_or_lowest(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit.min(f32::MAX) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

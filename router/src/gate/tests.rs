@@ -1,0 +1,264 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// The gate as its description reads, in f64, with sorts, one row. None where f32 could not tell
+/// two keys apart that decide.
+fn reference(gate: &Gate, logits: &[f32]) -> Option<Vec<(u16, f64)>> {
+    let apart = |x: &[f64]| x.windows(2).all(|pair| pair[0] - pair[1] > 1e-6);
+    let logits: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    let softmax = |x: &[f64]| -> Vec<f64> {
+        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
+        x.iter().map(|x| (x - max).exp() / sum).collect()
+    };
+    let scores = match gate.scoring {
+        Scoring::Softmax => softmax(&logits),
+        Scoring::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+        Scoring::SoftmaxAfterTopK => logits,
+    };
+    let mut keys: Vec<f64> = scores.clone();
+    if let Some(bias) = &gate.bias {
+        keys.iter_mut().zip(bias).for_each(|(key, b)| *key += f64::from(*b));
+    }
+    if let Some(Groups { count, used }) = gate.groups {
+        let size = keys.len() / count;
+        let group_score = |g: usize| {
+            let mut group = keys[g * size..(g + 1) * size].to_vec();
+            group.sort_by(|a, b| b.total_cmp(a));
+            group.iter().take(2).sum::<f64>()
+        };
+        let mut order: Vec<usize> = (0..count).collect();
+        order.sort_by(|&a, &b| group_score(b).total_cmp(&group_score(a)));
+        if !apart(&order.iter().map(|&g| group_score(g)).collect::<Vec<_>>()) {
+            return None;
+        }
+        for dropped in order.split_off(used) {
+            keys[dropped * size..(dropped + 1) * size].fill(f64::NEG_INFINITY);
+        }
+    }
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));
+    // Those of masked groups are not compared: check() sees to it that enough others are left.
+    let compared = order.iter().map(|&e| keys[e]).take_while(|key| key.is_finite());
+    if !apart(&compared.collect::<Vec<_>>()) {
+        return None;
+    }
+    order.truncate(gate.top_k);
+    let mut weights: Vec<f64> = order.iter().map(|&e| scores[e]).collect();
+    if gate.scoring == Scoring::SoftmaxAfterTopK {
+        weights = softmax(&weights);
+    }
+    if gate.normalise {
+        let sum = weights.iter().sum::<f64>().max(6.1035e-5);
+        weights.iter_mut().for_each(|w| *w /= sum);
+    }
+    let scaled = weights.into_iter().map(|w| w * f64::from(gate.scale));
+    Some(order.into_iter().map(|e| e as u16).zip(scaled).collect())
+}
+
+/// Logits of distinct values a visible step apart, so that f32 and f64 order them alike.
+fn logits(n: usize) -> impl Strategy<Value = Vec<f32>> {
+    let steps: Vec<f32> = (0..n).map(|i| (i as f32 - n as f32 / 2.0) * 0.05).collect();
+    Just(steps).prop_shuffle()
+}
+
+pub(crate) fn gates(n: usize) -> impl Strategy<Value = Gate> {
+    let scoring = prop_oneof![
+        Just(Scoring::Softmax),
+        Just(Scoring::Sigmoid),
+        Just(Scoring::SoftmaxAfterTopK)
+    ];
+    let groups = prop::option::of((1..=4_usize).prop_map(|used| Groups { count: 4, used }));
+    let bias = prop::option::of(prop::collection::vec(-0.3_f32..0.3, n));
+    (scoring, 1..=n / 4, any::<bool>(), 0.5_f32..3.0, groups, bias).prop_map(
+        move |(scoring, top_k, normalise, scale, groups, bias)| Gate {
+            scoring,
+            n_experts: n,
+            top_k,
+            normalise,
+            scale,
+            groups,
+            bias,
+        },
+    )
+}
+
+fn plain(scoring: Scoring, n_experts: usize, top_k: usize, normalise: bool) -> Gate {
+    Gate { scoring, n_experts, top_k, normalise, scale: 1.0, groups: None, bias: None }
+}
+
+proptest! {
+    #[test]
+    fn follows_the_reference(gate in gates(32), rows in prop::collection::vec(logits(32), 1..4)) {
+        prop_assert_eq!(gate.check(), Ok(()));
+        let routing = gate.route(&rows.concat());
+        prop_assert_eq!(routing.rows(), rows.len());
+        for (r, row) in rows.iter().enumerate() {
+            let Some(want) = reference(&gate, row) else { continue };
+            prop_assert_eq!(
+                routing.row(r).map(|(e, _)| e).collect::<Vec<_>>(),
+                want.iter().map(|(e, _)| *e).collect::<Vec<_>>()
+            );
+            for ((_, got), (_, want)) in routing.row(r).zip(want) {
+                prop_assert!((f64::from(got) - want).abs() <= 2e-6 * want.abs().max(1e-3));
+            }
+        }
+    }
+
+    #[test]
+    fn weights_sum_to_the_scale_where_the_gate_normalises(gate in gates(32), row in logits(32)) {
+        let routing = gate.route(&row);
+        if gate.normalises() {
+            prop_assert!((routing.mass(0) - f64::from(gate.scale)).abs() < 1e-5);
+        } else if gate.scoring == Scoring::Softmax {
+            prop_assert!(routing.mass(0) <= f64::from(gate.scale) * (1.0 + 1e-6));
+        }
+    }
+
+    #[test]
+    fn selection_is_distinct_and_rows_do_not_touch(
+        gate in gates(32),
+        rows in prop::collection::vec(logits(32), 2..5),
+    ) {
+        let together = gate.route(&rows.concat());
+        for (r, row) in rows.iter().enumerate() {
+            let mut experts: Vec<u16> = together.row(r).map(|(e, _)| e).collect();
+            prop_assert!(together.row(r).eq(gate.route(row).row(0)));
+            experts.sort_unstable();
+            experts.dedup();
+            prop_assert_eq!(experts.len(), gate.top_k);
+        }
+    }
+
+    /// Renaming the experts renames the choice and nothing else (groups are made of names).
+    #[test]
+    fn permutation_equivariant(
+        mut gate in gates(32),
+        row in logits(32),
+        names in Just((0..32_usize).collect::<Vec<_>>()).prop_shuffle(),
+    ) {
+        gate.groups = None;
+        prop_assume!(reference(&gate, &row).is_some());
+        let before = gate.route(&row);
+        let permuted: Vec<f32> = names.iter().map(|&old| row[old]).collect();
+        if let Some(bias) = &mut gate.bias {
+            *bias = names.iter().map(|&old| bias[old]).collect();
+        }
+        let after = gate.route(&permuted);
+        for ((old, old_weight), (new, new_weight)) in before.row(0).zip(after.row(0)) {
+            prop_assert_eq!(usize::from(old), names[usize::from(new)]);
+            // The softmax adds up in another order.
+            prop_assert!((old_weight - new_weight).abs() <= 1e-6 * old_weight);
+        }
+    }
+
+    #[test]
+    fn buffers_do_not_remember(gate in gates(32), other in gates(16), row in logits(32)) {
+        let mut reused = other.route(&row);
+        gate.route_into(&row, &mut reused);
+        prop_assert_eq!(reused, gate.route(&row));
+    }
+
+    #[test]
+    fn no_logit_panics_or_makes_a_weight_that_is_no_number(
+        gate in gates(32),
+        row in prop::collection::vec(
+            prop_oneof![
+                any::<f32>(),
+                Just(f32::NAN),
+                Just(f32::INFINITY),
+                Just(f32::NEG_INFINITY),
+            ],
+            32,
+        ),
+    ) {
+        let routing = gate.route(&row);
+        let experts: std::collections::BTreeSet<u16> = routing.experts.iter().copied().collect();
+        prop_assert_eq!(experts.len(), gate.top_k);
+        prop_assert!(routing.weights.iter().all(|w| w.is_finite() && *w >= 0.0));
+    }
+
+    #[test]
+    fn top_k_is_a_stable_sort_cut_short(
+        keys in prop::collection::vec((0..6_i8).prop_map(f32::from), 1..40),
+        k in any::<prop::sample::Index>(),
+    ) {
+        let k = k.index(keys.len()) + 1;
+        let mut got = vec![0; k];
+        top_k(&keys, &mut got);
+        let mut want: Vec<u16> = (0..keys.len() as u16).collect();
+        want.sort_by(|&a, &b| keys[usize::from(b)].total_cmp(&keys[usize::from(a)]));
+        prop_assert_eq!(&got, &want[..k]);
+    }
+}
+
+#[test]
+fn equal_scores_go_to_the_lower_id() {
+    let routing = plain(Scoring::Softmax, 6, 3, true).route(&[1.0, 2.0, 1.0, 2.0, 1.0, 0.0]);
+    assert_eq!(routing.experts, [1, 3, 0]);
+}
+
+#[test]
+fn a_nan_costs_its_expert_only() {
+    let gate = plain(Scoring::Softmax, 4, 2, true);
+    let with = gate.route(&[0.5, f32::NAN, 0.25, -1.0]);
+    let without = gate.route(&[0.5, f32::NEG_INFINITY, 0.25, -1.0]);
+    assert_eq!(with, without);
+    assert_eq!(with.experts, [0, 2]);
+    let nothing = gate.route(&[f32::NAN; 4]);
+    assert_eq!(nothing.weights, [0.0, 0.0]);
+}
+
+#[test]
+fn the_bias_selects_and_does_not_weigh() {
+    let mut gate = plain(Scoring::Sigmoid, 3, 1, false);
+    gate.bias = Some(vec![0.0, 0.0, 1.0]);
+    let routing = gate.route(&[2.0, 1.0, 0.0]);
+    assert_eq!((routing.experts[0], routing.weights[0]), (2, 0.5));
+}
+
+/// Group 0 has the best expert, group 1 the best pair.
+#[test]
+fn a_group_is_worth_its_two_best() {
+    let mut gate = plain(Scoring::Sigmoid, 4, 1, false);
+    gate.groups = Some(Groups { count: 2, used: 1 });
+    assert_eq!(gate.route(&[3.0, -9.0, 2.0, 2.5]).experts, [3]);
+}
+
+#[test]
+fn vanishing_scores_are_not_blown_up() {
+    let gate = plain(Scoring::Sigmoid, 2, 2, true);
+    let weights = gate.route(&[-80.0, -80.0]).weights;
+    assert!(weights.iter().all(|&w| w < 1e-20), "{weights:?}");
+}
+
+#[test]
+fn an_empty_batch_is_empty() {
+    assert_eq!(plain(Scoring::Softmax, 4, 2, true).route(&[]).rows(), 0);
+    assert_eq!(Routing::default().rows(), 0);
+}
+
+#[test]
+fn check_names_the_field() {
+    let good = plain(Scoring::Softmax, 8, 2, true);
+    let bad = [
+        ("n_experts", Gate { n_experts: 0, ..good.clone() }),
+        ("n_experts", Gate { n_experts: 70_000, ..good.clone() }),
+        ("top_k", Gate { top_k: 0, ..good.clone() }),
+        ("top_k", Gate { top_k: 9, ..good.clone() }),
+        ("scale", Gate { scale: f32::NAN, ..good.clone() }),
+        ("scale", Gate { scale: 0.0, ..good.clone() }),
+        ("groups.count", Gate { groups: Some(Groups { count: 0, used: 1 }), ..good.clone() }),
+        ("groups.count", Gate { groups: Some(Groups { count: 3, used: 1 }), ..good.clone() }),
+        ("groups.used", Gate { groups: Some(Groups { count: 4, used: 5 }), ..good.clone() }),
+        ("groups.used", Gate { groups: Some(Groups { count: 8, used: 1 }), ..good.clone() }),
+        ("bias", Gate { bias: Some(vec![0.0; 7]), ..good.clone() }),
+        ("bias", Gate { bias: Some(vec![f32::NAN; 8]), ..good.clone() }),
+    ];
+    assert_eq!(good.check(), Ok(()));
+    for (field, gate) in bad {
+        let error = gate.check().expect_err(field).to_string();
+        assert!(error.starts_with(&format!("gate: {field} is ")), "{error}");
+    }
+}
