@@ -1,8 +1,8 @@
 """Converts a Qwen3-MoE model in Hugging Face layout to GGUF.
 
 llama.cpp's own converter recognises only tokenizers that it knows by hash; the demo model trained its own. This script
-names the pre-tokenizer itself, and is short enough to be read as the definition of the file. It takes every size from
-`config.json`, so that it converts any model of this shape.
+recognises the pre-tokenizer by its expression, and is short enough to be read as the definition of the file. It takes
+every size from `config.json`, so that it converts any model of this shape.
 
     python tools/convert_demo.py --hf DIR --out models/demo.gguf --name NAME --license LICENSE
 """
@@ -21,6 +21,11 @@ from safetensors.torch import load_file
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
+)
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 # Hugging Face name -> GGUF name, inside `model.layers.N.` -> `blk.N.`
@@ -42,7 +47,6 @@ def parse_args():
     parser.add_argument("--hf", type=Path, required=True, help="directory with config.json, tokenizer.json, *.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="GGUF file to write")
     parser.add_argument("--type", choices=["q8_0", "f16", "bf16", "f32"], default="q8_0", help="type of the matrices")
-    parser.add_argument("--pre", default="qwen2", help="llama.cpp's name of the tokenizer's pre-tokenizer")
     parser.add_argument("--name", default="Outrigger demo", help="general.name")
     parser.add_argument("--license", default="apache-2.0", help="general.license, an SPDX id")
     parser.add_argument("--description", default="", help="general.description")
@@ -81,7 +85,19 @@ def rope_base(config):
     return config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
 
 
-def write_tokenizer(writer, config, tokenizer, pre):
+def pre_tokenizer_name(tokenizer):
+    """llama.cpp's name for how `tokenizer.json` cuts text before BPE."""
+    pre = tokenizer["pre_tokenizer"]
+    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
+    splits = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    if splits == [QWEN2_SPLIT] and not steps[-1].get("use_regex"):
+        return "qwen2"
+    if len(steps) == 1 and pre["type"] == "ByteLevel" and pre["use_regex"] and not pre["add_prefix_space"]:
+        return "gpt-2"
+    raise SystemExit(f"tokenizer.json: pre_tokenizer is neither Qwen2's nor GPT-2's: {json.dumps(pre)}")
+
+
+def write_tokenizer(writer, config, tokenizer):
     """A byte-level BPE from `tokenizer.json`, padded to the model's vocabulary."""
     model = tokenizer["model"]
     if model["type"] != "BPE":
@@ -97,7 +113,7 @@ def write_tokenizer(writer, config, tokenizer, pre):
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
 
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
@@ -139,7 +155,7 @@ def main():
 
     writer = gguf.GGUFWriter(args.out, "qwen3moe")
     write_metadata(writer, config, args)
-    write_tokenizer(writer, config, tokenizer, args.pre)
+    write_tokenizer(writer, config, tokenizer)
     matrix_type = Type[args.type.upper()]
     for name, array in tensors(weights, config):
         ty = tensor_type(name, array, matrix_type)
