@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::map::Mapping;
+use crate::quant::dequantize;
 use crate::types::{GgmlType, Mat};
 
 /// A view of a tensor's bytes in the map. Cloning copies no weights.
@@ -117,6 +118,13 @@ impl Tensor {
     /// The tensor as a matrix of `rows()` rows.
     pub fn mat(&self) -> Mat<'_> {
         Mat { ty: self.ty, rows: self.rows(), cols: self.cols(), bytes: self.bytes() }
+    }
+
+    /// The values as f32, copied; for small tensors and tests.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.rows() * self.cols()];
+        dequantize(self.ty, self.bytes(), &mut values);
+        values
     }
 
     fn row_bytes(&self) -> usize {

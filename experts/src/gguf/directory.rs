@@ -14,7 +14,7 @@ use crate::types::GgmlType;
 /// The largest known models have some 2000.
 const MAX_TENSORS: u64 = 1 << 20;
 /// ggml's `GGML_MAX_NAME`.
-const MAX_NAME_BYTES: u64 = 64;
+pub(super) const MAX_NAME_BYTES: u64 = 64;
 /// Name's length, count of dimensions, one dimension, type, offset.
 const MIN_ENTRY_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 

@@ -10,7 +10,7 @@ use crate::error::{Error, Mismatch, Result};
 /// Metadata and directory together; the largest known are below 32 MiB.
 const MAX_HEADER_BYTES: usize = 256 << 20;
 /// A tensor's alignment where `general.alignment` is absent.
-pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
+const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// The metadata and the tensor directory of one file.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ fn check_version(version: u32) -> Result<(), Mismatch> {
 }
 
 /// Aligned to at least 8, as the format's document says, f32 tensors can be read in place.
-fn alignment(meta: &Metadata) -> Result<u64, Error> {
+pub(super) fn alignment(meta: &Metadata) -> Result<u64, Error> {
     const KEY: &str = "general.alignment";
     let alignment = meta.u64(KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
     if alignment.is_power_of_two() && (8..=65536).contains(&alignment) {

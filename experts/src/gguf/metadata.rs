@@ -23,8 +23,13 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn new(path: &Path, values: BTreeMap<String, Value>) -> Metadata {
-        Metadata { path: path.to_owned(), values }
+    pub(super) fn empty(path: &Path) -> Metadata {
+        Metadata { path: path.to_owned(), values: BTreeMap::new() }
+    }
+
+    /// Sets a key, and returns what it had.
+    pub(super) fn insert(&mut self, key: &str, value: Value) -> Option<Value> {
+        self.values.insert(key.to_owned(), value)
     }
 
     /// The value of a key, of whatever type.
@@ -186,15 +191,15 @@ pub(super) fn read(path: &Path, cursor: &mut Cursor, count: u64) -> Result<Metad
         let expected = format!("at most {limit} in what is left of the file");
         return Err(Mismatch::new(count.to_string(), expected).in_header(path, "key count"));
     }
-    let mut values = BTreeMap::new();
+    let mut meta = Metadata::empty(path);
     for _ in 0..count {
         let key = cursor
             .string(MAX_KEY_BYTES)
             .map_err(|mismatch| mismatch.in_header(path, "a metadata key"))?;
         let value = Value::read(cursor).map_err(|mismatch| mismatch.in_key(path, key))?;
-        if values.insert(key.to_owned(), value).is_some() {
+        if meta.insert(key, value).is_some() {
             return Err(Mismatch::new("the key twice", "each key once").in_key(path, key));
         }
     }
-    Ok(Metadata::new(path, values))
+    Ok(meta)
 }

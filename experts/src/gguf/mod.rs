@@ -11,6 +11,7 @@ mod header;
 mod metadata;
 mod shards;
 mod value;
+mod writer;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use fingerprint::Fingerprint;
 pub use header::Header;
 pub use metadata::Metadata;
 pub use value::{Array, Value};
+pub use writer::{Layout, Writer};
 
 use crate::error::{Mismatch, Result};
 use crate::map::Mapping;
