@@ -14,6 +14,7 @@ pub mod ops;
 mod pool;
 mod quant;
 mod store;
+pub mod synth;
 mod tensor;
 mod types;
 
