@@ -157,29 +157,46 @@ impl Mapping {
     /// # Panics
     /// If the range leaves the file as it was mapped.
     pub fn give_back(&self, range: Range<usize>) {
+        self.unmap(range.clone());
+        #[cfg(target_os = "linux")]
+        self.drop_from_page_cache(self.whole_pages(range));
+    }
+
+    /// Takes a range's pages, rounded inward, out of this process and leaves them in the page cache.
+    ///
+    /// # Panics
+    /// If the range leaves the file as it was mapped.
+    pub(crate) fn unmap(&self, range: Range<usize>) {
         self.check(&range);
-        let page = page_size();
-        let start = range.start.next_multiple_of(page);
-        // The file's last page belongs to the range that reaches the file's end.
-        let end = if range.end == self.len() { range.end } else { range.end / page * page };
-        if start >= end {
+        let pages = self.whole_pages(range);
+        if pages.is_empty() {
             return;
         }
         // SAFETY: on a shared, read-only file mapping the advice drops page table entries only: the next access reads
         // the same bytes from the file (madvise(2)), so that borrowed slices stay valid.
         let dropped = unsafe {
-            self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, pages.start, pages.len())
         };
         if let Err(error) = dropped {
             tracing::warn!(path = %self.path.display(), %error, "cannot give memory back");
         }
-        #[cfg(target_os = "linux")]
-        self.drop_from_page_cache(start..end);
+    }
+
+    fn whole_pages(&self, range: Range<usize>) -> Range<usize> {
+        let page = page_size();
+        // The file's last page belongs to the range that reaches the file's end.
+        let end = if range.end == self.len() { range.end } else { range.end / page * page };
+        range.start.next_multiple_of(page)..end
     }
 
     #[cfg(target_os = "linux")]
     fn drop_from_page_cache(&self, range: Range<usize>) {
         use std::os::fd::AsRawFd;
+        // A length of nothing would mean: to the end of the file.
+        if range.is_empty() {
+            return;
+        }
         let (offset, len) = (range.start as libc::off_t, range.len() as libc::off_t);
         // SAFETY: no pointers; the descriptor is open as long as `self`. A refusal costs memory only.
         unsafe {

@@ -91,7 +91,10 @@ impl ExpertStore {
     pub fn open(model: Arc<Model>, budget: Budget, elsewhere: Elsewhere) -> Result<ExpertStore> {
         let (n_experts, n_used) = (model.spec.n_experts, model.spec.n_used);
         let layers: Vec<LayerPages> = model.experts.iter().map(LayerPages::new).collect();
-        layers.iter().for_each(LayerPages::advise_random);
+        // The kernel is to read an expert and not its neighbours.
+        for tensor in model.experts.iter().flat_map(|layer| layer.tensors()) {
+            tensor.mapping().advise_random(tensor.range());
+        }
         let sizes: Vec<u64> =
             model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).collect();
         let total: u64 = sizes.iter().map(|bytes| bytes * n_experts as u64).sum();
@@ -318,7 +321,7 @@ impl ExpertStore {
                 Ok(()) => state.is_in(layer, expert),
                 Err(why) => self.lose(&mut state, layer, expert, why),
             }
-            self.give_back_around(&state, layer, expert);
+            pages.unmap_around(expert, state.out(layer));
         }
         drop(state);
         self.read.notify_all();
@@ -346,7 +349,7 @@ impl ExpertStore {
         tracing::warn!(layer, expert, error = &why as &dyn std::error::Error, "expert lost");
         state.cache.forget(layer, expert);
         state.lost.insert((layer, expert), Arc::new(why));
-        self.give_back_around(state, layer, expert);
+        self.layers[layer].give_back(expert, state.out(layer));
     }
 
     /// Under the lock, so that nobody reads the same expert in at the same time.
@@ -354,15 +357,9 @@ impl ExpertStore {
         for &expert in evicted {
             let presence = &mut state.presence[layer][expert as usize];
             if std::mem::replace(presence, Presence::Out) == Presence::In {
-                self.give_back_around(state, layer, expert);
+                self.layers[layer].give_back(expert, state.out(layer));
             }
         }
-    }
-
-    fn give_back_around(&self, state: &State, layer: usize, expert: u16) {
-        let presence = &state.presence[layer];
-        let out = |expert: usize| matches!(presence[expert], Presence::Out | Presence::Lost);
-        self.layers[layer].give_back_around(expert, out);
     }
 }
 
@@ -378,6 +375,11 @@ impl State {
             }
         }
         to_read
+    }
+
+    /// Which experts of a layer are to have no memory.
+    fn out(&self, layer: usize) -> impl Fn(usize) -> bool {
+        move |expert| matches!(self.presence[layer][expert], Presence::Out | Presence::Lost)
     }
 
     /// An expert was read. Another thread may have found meanwhile that the file was cut off.

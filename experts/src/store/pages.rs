@@ -7,103 +7,128 @@ use crate::error::Result;
 use crate::map::Mapping;
 use crate::model::ExpertLayer;
 
-/// A page fault also maps what the page cache has of the aligned window around it: Linux's
-/// `fault_around_bytes`, 64 KiB unless changed for debugging.
-const FAULT_AROUND: usize = 64 << 10;
+/// The largest page: neighbours that are nearer may share one.
+const PAGE: usize = 64 << 10;
 
-/// The stacks of matrices that hold a layer's experts: three, or two where gate and up are fused.
+/// A page fault also maps what the page cache has around it: the aligned 64 KiB (`fault_around_bytes`),
+/// and from Linux 6.18 on all of a large folio, up to 2 MiB (`filemap_map_pages` in mm/filemap.c).
+const FAULT_AROUND: usize = 2 << 20;
+
+/// The pages of a layer's experts.
 pub(super) struct LayerPages {
-    stacks: Vec<Stack>,
+    /// In the order of the file.
+    parts: Vec<Part>,
+    /// `[expert]`: where in `parts` its three are, or two where gate and up are fused.
+    parts_of: Vec<Vec<usize>>,
+    /// The files, each once.
+    mappings: Vec<Arc<Mapping>>,
 }
 
-/// One expert after the other, each of the same size.
-struct Stack {
+/// One matrix of one expert.
+struct Part {
+    expert: usize,
     mapping: Arc<Mapping>,
-    start: usize,
-    bytes: usize,
-    n_experts: usize,
+    range: Range<usize>,
 }
 
 impl LayerPages {
     pub(super) fn new(layer: &ExpertLayer) -> LayerPages {
-        let n_experts = layer.n_experts();
-        let stacks = layer.tensors().map(|tensor| Stack {
-            mapping: tensor.mapping().clone(),
-            start: tensor.range().start,
-            bytes: tensor.byte_len() / n_experts,
-            n_experts,
-        });
-        LayerPages { stacks: stacks.collect() }
-    }
-
-    /// The kernel is to read an expert and not its neighbours.
-    pub(super) fn advise_random(&self) {
-        for stack in &self.stacks {
-            stack.mapping.advise_random(stack.start..stack.start + stack.n_experts * stack.bytes);
+        let mut parts = Vec::new();
+        for stack in layer.tensors() {
+            parts.extend((0..layer.n_experts()).map(|expert| {
+                let part = stack.expert(expert);
+                Part { expert, mapping: part.mapping().clone(), range: part.range() }
+            }));
         }
+        parts.sort_by_key(|part| (Arc::as_ptr(&part.mapping), part.range.start));
+        let mut parts_of = vec![Vec::new(); layer.n_experts()];
+        for (at, part) in parts.iter().enumerate() {
+            parts_of[part.expert].push(at);
+        }
+        let mut mappings: Vec<_> = parts.iter().map(|part| part.mapping.clone()).collect();
+        mappings.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        LayerPages { parts, parts_of, mappings }
     }
 
     /// Whether the files are still as long as they were.
     pub(super) fn check_files(&self) -> Result<()> {
-        let mut checked: Option<&Arc<Mapping>> = None;
-        for Stack { mapping, .. } in &self.stacks {
-            if !checked.is_some_and(|last| Arc::ptr_eq(last, mapping)) {
-                mapping.check_length(mapping.len())?;
-            }
-            checked = Some(mapping);
-        }
-        Ok(())
+        self.mappings.iter().try_for_each(|mapping| mapping.check_length(mapping.len()))
     }
 
     /// Whether the files still have this expert's bytes.
     pub(super) fn check_expert(&self, expert: u16) -> Result<()> {
-        self.stacks.iter().try_for_each(|stack| stack.mapping.check_length(stack.range(expert).end))
+        self.parts_of(expert).try_for_each(|part| part.mapping.check_length(part.range.end))
     }
 
     /// Starts reading an expert.
     pub(super) fn will_need(&self, expert: u16) {
-        for stack in &self.stacks {
-            stack.mapping.will_need(stack.range(expert));
-        }
+        self.parts_of(expert).for_each(|part| part.mapping.will_need(part.range.clone()));
     }
 
     /// Waits until an expert is in memory.
     pub(super) fn populate(&self, expert: u16) -> Result<()> {
-        self.stacks.iter().try_for_each(|stack| stack.mapping.populate(stack.range(expert)))
+        self.parts_of(expert).try_for_each(|part| part.mapping.populate(part.range.clone()))
     }
 
-    /// Gives back the memory in and around `expert` that belongs to no expert but those that are
-    /// `out`: the expert itself if it is one, the page that it shares with a neighbour, and what
-    /// faulting it in mapped of its neighbours.
-    pub(super) fn give_back_around(&self, expert: u16, out: impl Fn(usize) -> bool) {
-        for stack in &self.stacks {
-            let Range { start, end } = stack.range(expert);
-            let window = start.saturating_sub(FAULT_AROUND)..end + FAULT_AROUND;
-            let mut experts = stack.experts_in(&window).peekable();
-            while let Some(first) = experts.next() {
-                if !out(first) {
-                    continue;
+    /// Gives back the memory of an expert, which is one of those that are `out`, and the pages that it
+    /// shares with others of them.
+    pub(super) fn give_back(&self, expert: u16, out: impl Fn(usize) -> bool) {
+        self.for_each_out_around(expert, PAGE, out, Mapping::give_back);
+    }
+
+    /// Unmaps what faulting `expert` in mapped of those that are `out`.
+    pub(super) fn unmap_around(&self, expert: u16, out: impl Fn(usize) -> bool) {
+        self.for_each_out_around(expert, FAULT_AROUND, out, Mapping::unmap);
+    }
+
+    /// Calls `act` on what belongs to none but the experts that are `out`, within `reach` of `expert`.
+    fn for_each_out_around(
+        &self,
+        expert: u16,
+        reach: usize,
+        out: impl Fn(usize) -> bool,
+        act: impl Fn(&Mapping, Range<usize>),
+    ) {
+        for &at in &self.parts_of[expert as usize] {
+            let Range { start, end } = self.parts[at].range;
+            let window = start.saturating_sub(reach)..end + reach;
+            let neighbours = self.touching(at, &window);
+            for run in neighbours.chunk_by(|a, b| out(a.expert) == out(b.expert)) {
+                let (first, last) = (&run[0], &run[run.len() - 1]);
+                if out(first.expert) {
+                    let start = first.range.start.max(window.start);
+                    act(&first.mapping, start..last.range.end.min(window.end));
                 }
-                let mut last = first;
-                while let Some(next) = experts.next_if(|&next| out(next)) {
-                    last = next;
-                }
-                let run = stack.range(first as u16).start..stack.range(last as u16).end;
-                stack.mapping.give_back(run.start.max(window.start)..run.end.min(window.end));
             }
         }
     }
-}
 
-impl Stack {
-    fn range(&self, expert: u16) -> Range<usize> {
-        let start = self.start + expert as usize * self.bytes;
-        start..start + self.bytes
+    fn parts_of(&self, expert: u16) -> impl Iterator<Item = &Part> {
+        self.parts_of[expert as usize].iter().map(|&at| &self.parts[at])
     }
 
-    /// The experts that share bytes with a window around one of them.
-    fn experts_in(&self, window: &Range<usize>) -> Range<usize> {
-        let first = window.start.saturating_sub(self.start) / self.bytes;
-        first..(window.end - self.start).div_ceil(self.bytes).min(self.n_experts)
+    /// The part `at` and those before and after it without a gap, as far as the window shows them.
+    fn touching(&self, at: usize, window: &Range<usize>) -> &[Part] {
+        let parts = &self.parts;
+        let (mut first, mut last) = (at, at);
+        while first > 0
+            && parts[first].range.start > window.start
+            && parts[first].follows(&parts[first - 1])
+        {
+            first -= 1;
+        }
+        while last + 1 < parts.len()
+            && parts[last].range.end < window.end
+            && parts[last + 1].follows(&parts[last])
+        {
+            last += 1;
+        }
+        &parts[first..=last]
+    }
+}
+
+impl Part {
+    fn follows(&self, other: &Part) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping) && self.range.start == other.range.end
     }
 }
