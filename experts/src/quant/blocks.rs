@@ -71,3 +71,19 @@ pub(super) mod q6_k {
     pub(crate) const SCALES: usize = 192;
     pub(crate) const D: usize = 208;
 }
+
+/// All eight scales, then all eight minima, of [`scale_min`]'s packing, a byte each: the masks of ggml's
+/// `ggml_vec_dot_q4_K_q8_K`.
+#[inline(always)]
+pub(super) fn scales_mins(packed: &[u8; 12]) -> [u32; 4] {
+    let word = |i: usize| {
+        u32::from_le_bytes([packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]])
+    };
+    let (scales, mins, low) = (word(0), word(1), word(2));
+    [
+        scales & 0x3f3f_3f3f,
+        (low & 0x0f0f_0f0f) | ((scales >> 2) & 0x3030_3030),
+        mins & 0x3f3f_3f3f,
+        ((low >> 4) & 0x0f0f_0f0f) | ((mins >> 2) & 0x3030_3030),
+    ]
+}

@@ -3,6 +3,8 @@
 //! Every path computes the same integers; only the order of float additions differs between instruction sets. Within
 //! one instruction set a row's result has the same bits however many rows are multiplied with it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod blocks;
 mod dequantize;
 pub(crate) mod isa;
@@ -130,8 +132,12 @@ impl Kernels {
             .map(Kernels::of)
     }
 
-    fn of(_isa: Isa) -> &'static Kernels {
-        &scalar::KERNELS
+    fn of(isa: Isa) -> &'static Kernels {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &avx512::KERNELS,
+            _ => &scalar::KERNELS,
+        }
     }
 
     /// The instruction set's name.
