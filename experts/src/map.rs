@@ -204,7 +204,8 @@ impl Mapping {
         };
     }
 
-    /// Tells the system not to read ahead of accesses in this range, rounded outward to pages.
+    /// Tells the system to keep this range, rounded outward to pages, apart from what surrounds it: not to read ahead
+    /// of accesses, and not to map huge pages, of which giving a part back would unmap the whole.
     ///
     /// # Panics
     /// If the range leaves the file as it was mapped.
@@ -213,6 +214,9 @@ impl Mapping {
         if let Err(error) = self.map.advise_range(Advice::Random, range.start, range.len()) {
             tracing::warn!(path = %self.path.display(), %error, "cannot turn read-ahead off");
         }
+        // Refused by kernels that have no huge pages.
+        #[cfg(target_os = "linux")]
+        let _ = self.map.advise_range(Advice::NoHugePage, range.start, range.len());
     }
 
     /// Bytes of the range, rounded outward to pages, that this process has mapped in memory now: from

@@ -7,8 +7,8 @@
 
 mod pages;
 mod rate;
+mod state;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::cache::{Budget, Cache, Elsewhere, LayerStats};
 use crate::error::{Error, Result};
 use crate::model::{ExpertLayer, ExpertTensors, Model};
 use pages::LayerPages;
-use rate::ReadRate;
+use state::{Presence, State};
 
 /// Where an expert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,57 +60,27 @@ pub struct ExpertStore {
     read: Condvar,
 }
 
-/// What the lock protects. Experts are read from the file without it.
-struct State {
-    cache: Cache,
-    /// `[layer][expert]`
-    presence: Vec<Vec<Presence>>,
-    /// Why the experts that are [`Presence::Lost`] are.
-    lost: BTreeMap<(usize, u16), Arc<Error>>,
-    rate: ReadRate,
-}
-
-/// How far an expert's bytes are, beside the cache's decision that it should be here.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Presence {
-    /// Not in memory.
-    Out,
-    /// Counted as in memory since the start, and read when it is first used.
-    Promised,
-    /// A thread reads it now; it is pinned as long.
-    Reading,
-    In,
-    /// The file no longer has it.
-    Lost,
-}
-
 impl ExpertStore {
     /// A store over all experts of `model`. With [`Elsewhere::Absent`] it starts filled with the
     /// lowest expert ids, as many in every layer; with [`Elsewhere::Cold`] it starts empty, unless
     /// the budget is enough for all.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the budget is a fraction that is none.
     pub fn open(model: Arc<Model>, budget: Budget, elsewhere: Elsewhere) -> Result<ExpertStore> {
         let (n_experts, n_used) = (model.spec.n_experts, model.spec.n_used);
         let layers: Vec<LayerPages> = model.experts.iter().map(LayerPages::new).collect();
-        // The kernel is to read an expert and not its neighbours.
-        for tensor in model.experts.iter().flat_map(|layer| layer.tensors()) {
-            tensor.mapping().advise_random(tensor.range());
-        }
         let sizes: Vec<u64> =
             model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).collect();
         let total: u64 = sizes.iter().map(|bytes| bytes * n_experts as u64).sum();
-        let mut cache = Cache::new(budget.bytes(total), &sizes, n_experts, n_used);
+        let mut cache = Cache::new(budget.bytes(total)?, &sizes, n_experts, n_used);
         if elsewhere == Elsewhere::Absent || cache.budget() >= total {
             cache.fill();
         }
-        let mut presence = vec![vec![Presence::Out; n_experts]; layers.len()];
-        for (layer, presence) in presence.iter_mut().enumerate() {
-            for expert in cache.resident(layer) {
-                presence[expert as usize] = Presence::Promised;
-            }
-        }
-        let state = State { cache, presence, lost: BTreeMap::new(), rate: ReadRate::default() };
-        let state = Mutex::new(state);
-        Ok(ExpertStore { model, elsewhere, layers, state, read: Condvar::new() })
+        let state = Mutex::new(State::new(cache, layers.len(), n_experts));
+        let store = ExpertStore { model, elsewhere, layers, state, read: Condvar::new() };
+        store.keep_experts_apart();
+        Ok(store)
     }
 
     /// Where each expert of a layer is, by expert id; replaces what `out` held.
@@ -181,13 +151,15 @@ impl ExpertStore {
         Ok(())
     }
 
-    /// Changes the memory budget, as when the system runs short. Experts that no longer fit leave at
+    /// Changes the memory budget, in bytes, as when the system runs short. Experts that no longer fit leave at
     /// once, those in use when they are released.
-    pub fn resize(&self, budget: Budget) {
+    pub fn resize(&self, budget: u64) {
         let mut state = self.lock();
-        for (layer, expert) in state.cache.resize(budget.bytes(self.total_bytes())) {
+        for (layer, expert) in state.cache.resize(budget) {
             self.give_back(&mut state, layer, &[expert]);
         }
+        drop(state);
+        self.keep_experts_apart();
     }
 
     /// The bytes of one expert of a layer.
@@ -264,17 +236,27 @@ impl ExpertStore {
 
     fn check_ids(&self, layer: usize, experts: &[u16]) -> Result<()> {
         let (layers, n_experts) = (self.layers.len(), self.model.spec.n_experts);
-        let unknown = |&&expert: &&u16| layer >= layers || expert as usize >= n_experts;
-        match experts.iter().find(unknown) {
-            Some(&expert) => Err(Error::NoSuchExpert { layer, expert, layers, experts: n_experts }),
-            None => Ok(()),
+        let unknown = experts.iter().find(|&&expert| expert as usize >= n_experts);
+        if layer < layers && unknown.is_none() {
+            return Ok(());
         }
+        let expert = unknown.or(experts.first()).copied().unwrap_or(0);
+        Err(Error::NoSuchExpert { layer, expert, layers, experts: n_experts })
     }
 
     /// The bytes of all experts.
     fn total_bytes(&self) -> u64 {
         let layer = |layer: &ExpertLayer| (layer.bytes_per_expert() * layer.n_experts()) as u64;
         self.model.experts.iter().map(layer).sum()
+    }
+
+    /// Unless all experts fit, the kernel is to read an expert without its neighbours.
+    fn keep_experts_apart(&self) {
+        if self.budget_bytes() < self.total_bytes() {
+            for tensor in self.model.experts.iter().flat_map(ExpertLayer::tensors) {
+                tensor.mapping().advise_random(tensor.range());
+            }
+        }
     }
 
     /// Which of these cannot run here, and why.
@@ -359,35 +341,6 @@ impl ExpertStore {
             if std::mem::replace(presence, Presence::Out) == Presence::In {
                 self.layers[layer].give_back(expert, state.out(layer));
             }
-        }
-    }
-}
-
-impl State {
-    /// Which of these experts, all in the cache, the caller has to read.
-    fn start_reading(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
-        let mut to_read = Vec::new();
-        for &expert in experts {
-            let presence = &mut self.presence[layer][expert as usize];
-            if matches!(presence, Presence::Out | Presence::Promised) {
-                *presence = Presence::Reading;
-                to_read.push(expert);
-            }
-        }
-        to_read
-    }
-
-    /// Which experts of a layer are to have no memory.
-    fn out(&self, layer: usize) -> impl Fn(usize) -> bool {
-        move |expert| matches!(self.presence[layer][expert], Presence::Out | Presence::Lost)
-    }
-
-    /// An expert was read. Another thread may have found meanwhile that the file was cut off.
-    fn is_in(&mut self, layer: usize, expert: u16) {
-        self.cache.count_read(layer);
-        let presence = &mut self.presence[layer][expert as usize];
-        if *presence == Presence::Reading {
-            *presence = Presence::In;
         }
     }
 }

@@ -209,7 +209,7 @@ fn shrinking_gives_memory_back_at_once_and_what_is_in_use_later() {
     }
     let pinned = store.acquire(2, &[3, 30]).unwrap();
     fixture.check_memory(&store, 2 * store.expert_bytes(2));
-    store.resize(Budget::Bytes(0));
+    store.resize(0);
     fixture.check_memory(&store, 2 * store.expert_bytes(2));
     fixture.check_bytes(&pinned, 3);
     fixture.check_bytes(&pinned, 30);
@@ -295,6 +295,7 @@ fn ids_that_the_model_does_not_have_are_errors() {
         assert!(matches!(error, Error::NoSuchExpert { layers: 6, experts: 32, .. }), "{error}");
         assert!(store.admit(layer, &[expert]).is_err());
     }
+    assert!(store.acquire(6, &[]).is_err() && store.acquire(5, &[]).is_ok());
 }
 
 #[test]
@@ -319,8 +320,7 @@ fn threads_share_a_store() {
             let mut random = Random(9);
             for step in 0..500 {
                 store.admit(random.below(2), &random.experts(32)).unwrap();
-                let percent = if step % 2 == 0 { 0.1 } else { 0.15 };
-                store.resize(Budget::Fraction(percent));
+                store.resize(fixture.all_experts_bytes() / if step % 2 == 0 { 10 } else { 7 });
                 store.residency(0, &mut Vec::new());
             }
         });

@@ -27,10 +27,16 @@ pub enum Elsewhere {
 
 impl Budget {
     /// The budget in bytes, where all experts together are `total` bytes.
-    pub fn bytes(self, total: u64) -> u64 {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the fraction is not from 0 to 1.
+    pub fn bytes(self, total: u64) -> Result<u64> {
         match self {
-            Budget::Bytes(bytes) => bytes,
-            Budget::Fraction(part) => (part * total as f64).round() as u64,
+            Budget::Bytes(bytes) => Ok(bytes),
+            Budget::Fraction(part) if (0.0..=1.0).contains(&part) => {
+                Ok((part * total as f64).round() as u64)
+            }
+            Budget::Fraction(part) => Err(refused(&format!("{part}"), "a fraction from 0 to 1")),
         }
     }
 }
@@ -59,23 +65,23 @@ impl FromStr for Budget {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Budget> {
-        let bad = || Error::Setting {
-            what: "expert cache",
-            found: text.to_owned(),
-            expected: "a size such as 2GiB or 512MiB, or 0% to 100%",
-        };
+        let bad = || refused(text, "a size such as 2GiB or 512MiB, or 0% to 100%");
         if let Some(percent) = text.trim().strip_suffix('%') {
             let percent = number(percent).filter(|p| *p <= 100.0).ok_or_else(bad)?;
             return Ok(Budget::Fraction(percent / 100.0));
         }
-        let text = text.trim().to_ascii_lowercase();
+        let lower = text.trim().to_ascii_lowercase();
         let unit = UNITS.iter().find_map(|&(unit, bytes)| {
-            Some((text.strip_suffix(&unit.to_ascii_lowercase())?, bytes))
+            Some((lower.strip_suffix(&unit.to_ascii_lowercase())?, bytes))
         });
-        let (digits, unit) = unit.unwrap_or((&text, 1.0));
+        let (digits, unit) = unit.unwrap_or((&lower, 1.0));
         let bytes = number(digits).map(|n| n * unit).filter(|b| *b < u64::MAX as f64);
         Ok(Budget::Bytes(bytes.ok_or_else(bad)? as u64))
     }
+}
+
+fn refused(found: &str, expected: &'static str) -> Error {
+    Error::Setting { what: "expert cache", found: found.to_owned(), expected }
 }
 
 /// A plain decimal number: no sign, exponent, infinity or NaN.
@@ -159,9 +165,12 @@ mod tests {
 
     #[test]
     fn a_fraction_is_of_all_experts() {
-        assert_eq!(Budget::Fraction(0.3).bytes(1000), 300);
-        assert_eq!(Budget::Fraction(1.0).bytes(u64::MAX / 4096), u64::MAX / 4096);
-        assert_eq!(Budget::Bytes(7).bytes(1000), 7);
+        assert_eq!(Budget::Fraction(0.3).bytes(1000).unwrap(), 300);
+        assert_eq!(Budget::Fraction(1.0).bytes((1 << 52) + 1).unwrap(), (1 << 52) + 1);
+        assert_eq!(Budget::Bytes(7).bytes(1000).unwrap(), 7);
+        for part in [-0.1, 1.1, f64::NAN] {
+            assert!(Budget::Fraction(part).bytes(1000).is_err(), "{part}");
+        }
     }
 
     #[test]
