@@ -80,7 +80,7 @@ pub fn repair(
         // The gate's rule divides every weight of a selection by the same number, so survivors
         // change by one common factor: the old divisor over the new one.
         let selection = [survivors.as_slice(), &chosen].concat();
-        let unit = Gate::unit(scores, &[routed.as_slice(), &chosen].concat());
+        let unit = Gate::unit(scores, &selection);
         let before = gate.divisor(scores, unit, &routed);
         let after = gate.divisor(scores, unit, &selection);
         if after > 0.0 {

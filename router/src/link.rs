@@ -1,7 +1,7 @@
 //! The link to one server: may it be asked, how long may it take, when to look again.
 //!
-//! A circuit breaker with probation, after linkerd's (`linkerd/app/outbound`, consecutive failures
-//! with jittered probes), written sans-IO as quinn-proto writes connections: events and times go
+//! A circuit breaker with probation, after linkerd2-proxy's (`linkerd/app/outbound/src/http/breaker/
+//! consecutive_failures.rs`), written sans-IO as quinn-proto writes connections: events and times go
 //! in, decisions come out. Times are `Duration`s since any fixed moment of a monotonic clock; one
 //! that goes backwards counts as standing still.
 //!

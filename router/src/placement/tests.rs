@@ -241,6 +241,38 @@ fn replicas_share_the_rows() {
     assert_eq!(counts, [(2, 2), (4, 2)]);
 }
 
+/// Once one site is waited for, another with the same trip costs no more waiting.
+#[test]
+fn trips_side_by_side_are_waited_for_once() {
+    let servers = [server(0, &[0, 1, 2, 3, 4, 5], 4 * MS), server(1, &[6], 4 * MS)];
+    let cold = [Residency::Cold; N];
+    let got = placed(&one_row(&[0, 1, 2, 3, 4, 5, 6]), &cold, &servers, MS);
+    assert_eq!(got.remote.len(), 2);
+    assert_eq!(placed(&one_row(&[6]), &cold, &servers, MS).local.len(), 1);
+}
+
+#[test]
+fn those_without_a_choice_choose_first_then_the_largest() {
+    let servers = [server(0, &[0, 1, 2, 3], MS), server(1, &[0, 2, 3], MS)];
+    let absent = [Residency::Absent; N];
+    let got = placed(&one_row(&[0, 1]), &absent, &servers, MS);
+    assert_eq!((experts(&got.remote[0].1), experts(&got.remote[1].1)), (vec![1], vec![0]));
+
+    let mut groups = one_row(&[0, 2, 3]);
+    groups[2].rows.push((1, 0.25));
+    let got = placed(&groups, &absent, &servers, MS);
+    assert_eq!((experts(&got.remote[0].1), experts(&got.remote[1].1)), (vec![3], vec![0, 2]));
+}
+
+/// A request that goes out anyway takes one more expert, if the layer does not end later for it.
+#[test]
+fn no_request_more_than_it_needs() {
+    let servers = [server(0, &[9], 80 * MS), server(1, &[0, 8], 5 * MS), server(2, &[0], MS)];
+    let got = placed(&one_row(&[0, 8, 9]), &[Residency::Absent; N], &servers, MS);
+    let asked: Vec<_> = got.remote.iter().map(|(id, groups)| (*id, experts(groups))).collect();
+    assert_eq!(asked, [(0, vec![9]), (1, vec![0, 8])]);
+}
+
 #[test]
 fn the_far_replica_is_left_alone() {
     let all: Vec<usize> = (0..N).collect();
