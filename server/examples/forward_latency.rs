@@ -1,0 +1,123 @@
+//! What a `Forward` call costs beyond its computation, over loopback.
+//!
+//! `cargo run --release -p outrigger-server --example forward_latency -- -m FILE`
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::Parser;
+use outrigger_experts::{ActFormat, Activations, Model};
+use outrigger_proto::encoding::{encode_f32, encode_q8_0, encode_q8_k};
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeRequest, Encoding, ForwardRequest, Group};
+use outrigger_server::{ExpertServer, ServerConfig, bind};
+use tonic::transport::Endpoint;
+
+/// Starts a server in this process and times calls with one row of activations
+#[derive(Parser)]
+struct Args {
+    /// The model
+    #[arg(short, long)]
+    model: PathBuf,
+    /// Experts that the row is routed to
+    #[arg(short = 'k', long, default_value_t = 4)]
+    experts: u32,
+    /// Calls to time
+    #[arg(short = 'n', long, default_value_t = 2000)]
+    calls: usize,
+    /// Pause between calls, in microseconds, as a device has between two layers
+    #[arg(long, default_value_t = 0)]
+    pause_us: u64,
+    /// Threads that compute
+    #[arg(short, long, default_value_t = 1)]
+    threads: usize,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let (model, threads) = (args.model.clone(), args.threads);
+    let server = ExpertServer::open(ServerConfig { model, threads, ..ServerConfig::default() })?;
+    let incoming = bind("127.0.0.1:0".parse()?).await?;
+    let url = format!("http://{}", incoming.local_addr()?);
+    tokio::spawn(server.serve(incoming, None, std::future::pending()));
+
+    let channel = Endpoint::from_shared(url)?.tcp_nodelay(true).connect().await?;
+    let mut client = ExpertsClient::new(channel);
+    let described = client.describe(DescribeRequest {}).await?.into_inner();
+    let up = described.up().next().context("the server takes no encoding")?;
+    let model = Model::open(&args.model)?;
+    let width = model.spec.n_embd;
+    let mut beyond = Vec::with_capacity(args.calls);
+    let mut total = Vec::with_capacity(args.calls);
+    // The first calls read the experts from the file and fill the buffers.
+    let warm_up = model.spec.n_layers * described.experts as usize;
+    for call in 0..warm_up + args.calls {
+        let request = request(&described.fingerprint, &model, call, args.experts, up);
+        if args.pause_us > 0 {
+            tokio::time::sleep(Duration::from_micros(args.pause_us)).await;
+        }
+        let started = Instant::now();
+        let answer = client.forward(request).await?.into_inner();
+        let took = started.elapsed();
+        if call >= warm_up {
+            let compute = Duration::from_micros(answer.compute_us.into());
+            beyond.push(took.saturating_sub(compute).as_secs_f64() * 1e6);
+            total.push(took.as_secs_f64() * 1e6);
+        }
+    }
+    println!(
+        "1 row of {width} as {}, {} experts, {} calls",
+        up.as_str_name(),
+        args.experts,
+        args.calls
+    );
+    for (name, mut times) in [("whole call", total), ("beyond compute", beyond)] {
+        times.sort_by(f64::total_cmp);
+        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
+        println!("{name:>15}: median {:.0} us, p99 {:.0} us", at(0.5), at(0.99));
+    }
+    Ok(())
+}
+
+/// One row to `experts` experts of one layer; another layer and other experts each time.
+fn request(
+    fingerprint: &[u8],
+    model: &Model,
+    call: usize,
+    experts: u32,
+    encoding: Encoding,
+) -> ForwardRequest {
+    let (layers, n_experts) = (model.spec.n_layers, model.spec.n_experts as u32);
+    let mut x = Activations::new(model.spec.n_embd);
+    x.set(&(0..model.spec.n_embd).map(|i| (i as f32).sin()).collect::<Vec<f32>>());
+    let activations = match encoding {
+        Encoding::Q80 => {
+            x.quantize(ActFormat::Q8_0);
+            encode_q8_0(x.q8_0().0, x.q8_0().1)
+        }
+        Encoding::Q8K => {
+            x.quantize(ActFormat::Q8_K);
+            encode_q8_k(x.q8_k().0, x.q8_k().1)
+        }
+        _ => encode_f32(x.f32()),
+    };
+    let first = call as u32 * experts;
+    let mut chosen: Vec<u32> = (0..experts).map(|k| (first + k) % n_experts).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    ForwardRequest {
+        request_id: call as u64,
+        fingerprint: fingerprint.to_vec().into(),
+        layer: (call % layers) as u32,
+        rows: 1,
+        encoding: encoding.into(),
+        activations,
+        groups: chosen
+            .into_iter()
+            .map(|expert| Group { expert, rows: vec![0], weights: vec![0.25] })
+            .collect(),
+        reply: Encoding::F32.into(),
+    }
+}

@@ -1,0 +1,60 @@
+//! What a server is told at its start.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use outrigger_experts::Budget;
+
+/// What an [`ExpertServer`](crate::ExpertServer) serves, and its limits.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The GGUF file, or the first of its shards.
+    pub model: PathBuf,
+    /// Layers to serve, from 0; all if `None`.
+    pub layers: Option<RangeInclusive<u32>>,
+    /// Experts to serve in each of those layers, from 0; all if `None`.
+    pub experts: Option<RangeInclusive<u32>>,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Memory for experts. Those beyond it are read from the file when they are needed.
+    pub expert_cache: Budget,
+    /// Where requests are computed.
+    pub compute: Compute,
+    /// Rows that one request, and one batch of requests, may have.
+    pub max_rows: u32,
+    /// Rows that may wait to be computed; what comes on top is sent away.
+    pub queue_rows: usize,
+    /// From the head of a request to its answer; the caller's own deadline may be shorter.
+    pub request_timeout: Duration,
+    /// How long work in hand may take after the signal to stop.
+    pub drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig {
+            model: PathBuf::new(),
+            layers: None,
+            experts: None,
+            threads: thread::available_parallelism().map_or(1, |n| n.get()),
+            expert_cache: Budget::Fraction(1.0),
+            compute: Compute::Thread,
+            max_rows: 512,
+            queue_rows: 4096,
+            request_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where requests are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// On a thread of their own, batched, off the threads that do IO.
+    #[default]
+    Thread,
+    /// In the handler, one by one: for simulated time and networks, which know no other threads.
+    Inline,
+}

@@ -1,0 +1,169 @@
+//! The arithmetic: experts of one layer over one batch of requests.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use outrigger_experts::{
+    Activations, Elsewhere, ExpertStore, ExpertTensors, FfnScratch, Group, Pool, run_experts,
+};
+use outrigger_proto::encoding::{Decoded, encode_f16, encode_f32};
+use outrigger_proto::v1::Encoding;
+use tonic::Status;
+
+use crate::request::Work;
+use crate::shard::Shard;
+use crate::{Result, ServerConfig};
+
+/// Runs batches, one at a time. Its buffers stay between them.
+pub(crate) struct Engine {
+    width: usize,
+    store: ExpertStore,
+    pool: Pool,
+    activations: Activations,
+    scratch: FfnScratch,
+    /// `[rows of the batch, width]`
+    sums: Vec<f32>,
+}
+
+/// What one request gets back.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    pub(crate) encoding: Encoding,
+    pub(crate) bytes: Bytes,
+    /// Experts that are held but cannot be read, ascending.
+    pub(crate) unreadable: Vec<u32>,
+    pub(crate) compute_us: u32,
+}
+
+/// Of each expert the rows of the whole batch that it runs for.
+type Merged = BTreeMap<u16, Vec<(u32, f32)>>;
+
+impl Engine {
+    pub(crate) fn new(shard: &Shard, config: &ServerConfig) -> Result<Engine> {
+        let model = Arc::clone(&shard.model);
+        Ok(Engine {
+            width: shard.width(),
+            store: ExpertStore::open(model, config.expert_cache, Elsewhere::Cold)?,
+            pool: Pool::new(config.threads),
+            activations: Activations::new(shard.width()),
+            scratch: FfnScratch::default(),
+            sums: Vec::new(),
+        })
+    }
+
+    /// Runs requests of one layer and one form of activations together. Each gets the bits that it
+    /// would get alone: a row's experts are added up in ascending order, whatever else is there.
+    pub(crate) fn run(&mut self, batch: &[&Work]) -> Vec<Result<Sums, Status>> {
+        let started = Instant::now();
+        load(&mut self.activations, batch);
+        self.sums.clear();
+        self.sums.resize(self.activations.rows() * self.width, 0.0);
+        let unreadable = match self.add_experts(batch[0].layer, &merge(batch)) {
+            Ok(unreadable) => unreadable,
+            Err(status) => return batch.iter().map(|_| Err(status.clone())).collect(),
+        };
+        let compute_us = started.elapsed().as_micros().try_into().unwrap_or(u32::MAX);
+
+        let mut rest = self.sums.as_slice();
+        batch
+            .iter()
+            .map(|work| {
+                let sums = rest.split_off(..work.rows * self.width).expect("the rows of the batch");
+                let (encoding, bytes) = encode(sums, work.reply)?;
+                let asked = work.groups.iter().map(|group| group.expert);
+                let unreadable = asked.filter(|e| unreadable.contains(e)).map(u32::from).collect();
+                Ok(Sums { encoding, bytes, unreadable, compute_us })
+            })
+            .collect()
+    }
+
+    /// Adds every expert's weighted outputs to `sums`; returns those that cannot be read.
+    fn add_experts(&mut self, layer: usize, merged: &Merged) -> Result<Vec<u16>, Status> {
+        let experts: Vec<u16> = merged.keys().copied().collect();
+        let pinned = self.store.acquire(layer, &experts).map_err(|error| {
+            tracing::error!(layer, error = &error as &dyn std::error::Error, "cannot have experts");
+            Status::internal("cannot have the experts of this layer")
+        })?;
+        let runnable: Vec<(ExpertTensors, &[(u32, f32)])> = merged
+            .iter()
+            .filter_map(|(&expert, rows)| Some((pinned.get(expert)?, rows.as_slice())))
+            .collect();
+        let groups: Vec<Group<'_>> = runnable
+            .iter()
+            .map(|(expert, rows)| Group {
+                gate_proj: expert.gate_proj.mat(),
+                up_proj: expert.up_proj.mat(),
+                down_proj: expert.down_proj.mat(),
+                rows,
+            })
+            .collect();
+        let (x, scratch) = (&mut self.activations, &mut self.scratch);
+        run_experts(&self.pool, x, &groups, scratch, &mut self.sums);
+        Ok(pinned.refused().iter().map(|refused| refused.expert).collect())
+    }
+}
+
+/// Takes the rows of all requests, one below the other.
+fn load(activations: &mut Activations, batch: &[&Work]) {
+    let rows = batch.iter().map(|work| work.rows).sum();
+    match joined(batch).as_ref() {
+        Decoded::F32(values) => activations.set(values),
+        Decoded::Q80 { scales, quants } => activations.set_q8_0(rows, scales, quants),
+        Decoded::Q8K { scales, quants } => activations.set_q8_k(rows, scales, quants),
+    }
+}
+
+/// The activations of all requests, which the queue made sure are of one form.
+fn joined<'a>(batch: &[&'a Work]) -> Cow<'a, Decoded> {
+    let mut joined = Cow::Borrowed(&batch[0].activations);
+    for work in &batch[1..] {
+        match (joined.to_mut(), &work.activations) {
+            (Decoded::F32(all), Decoded::F32(values)) => all.extend_from_slice(values),
+            (
+                Decoded::Q80 { scales: all_scales, quants: all_quants },
+                Decoded::Q80 { scales, quants },
+            )
+            | (
+                Decoded::Q8K { scales: all_scales, quants: all_quants },
+                Decoded::Q8K { scales, quants },
+            ) => {
+                all_scales.extend_from_slice(scales);
+                all_quants.extend_from_slice(quants);
+            }
+            _ => unreachable!("a batch has one form of activations"),
+        }
+    }
+    joined
+}
+
+/// Groups by expert over all requests, rows counted through the whole batch.
+fn merge(batch: &[&Work]) -> Merged {
+    let mut merged = Merged::new();
+    let mut first = 0;
+    for work in batch {
+        for group in &work.groups {
+            let rows = group.rows.iter().map(|&(row, weight)| (first + row, weight));
+            merged.entry(group.expert).or_default().extend(rows);
+        }
+        first += work.rows as u32;
+    }
+    merged
+}
+
+/// Sums that are not numbers are not sent; those that an f16 cannot hold are sent as f32.
+fn encode(sums: &[f32], reply: Encoding) -> Result<(Encoding, Bytes), Status> {
+    if sums.iter().any(|sum| !sum.is_finite()) {
+        return Err(Status::data_loss("the sums are not finite numbers"));
+    }
+    let halves = if reply == Encoding::F16 { encode_f16(sums) } else { None };
+    Ok(match halves {
+        Some(halves) => (Encoding::F16, halves),
+        None => (Encoding::F32, encode_f32(sums)),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! Why a server does not start, or stops.
+
+use std::net::SocketAddr;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a server does not start, or stops. What is wrong with a request is a gRPC status instead.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file cannot be used.
+    #[error("cannot serve this model")]
+    Model(#[from] outrigger_experts::Error),
+    /// A range of layers or experts that the model does not have.
+    #[error("{what} {first}-{last}: the model has {what} 0-{}", count - 1)]
+    Range {
+        /// "layers" or "experts".
+        what: &'static str,
+        /// First one asked for.
+        first: u32,
+        /// Last one asked for.
+        last: u32,
+        /// How many the model has.
+        count: u32,
+    },
+    /// A setting that must be at least 1 is 0.
+    #[error("{0} is 0, expected at least 1")]
+    Zero(&'static str),
+    /// Others could reach the server, and nothing protects the line.
+    #[error(
+        "{0} can be reached from other machines: give --tls-cert and --tls-key, or say --insecure \
+         if everyone who can reach it may read and use it"
+    )]
+    Exposed(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {addr}")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The system gave no thread to compute on.
+    #[error("cannot start the compute thread")]
+    Thread(#[source] std::io::Error),
+    /// The compute thread panicked: a bug. Nothing can be answered any more.
+    #[error("the compute thread has stopped")]
+    ComputeStopped,
+    /// TLS is set up wrongly, or the transport failed.
+    #[error("cannot serve")]
+    Transport(#[from] tonic::transport::Error),
+}

@@ -1,0 +1,185 @@
+//! The server: opens a model, serves it on connections, stops in good order.
+
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use outrigger_experts::{Fingerprint, Model};
+use outrigger_proto::v1::experts_server::{ExpertsServer, SERVICE_NAME};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio_stream::Stream;
+use tonic::transport::server::{Connected, Router};
+use tonic::transport::{Server, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, HealthService};
+
+use crate::engine::Engine;
+use crate::queue::Queue;
+use crate::service::{Runner, Service};
+use crate::shard::Shard;
+use crate::{Compute, Error, Result, ServerConfig};
+
+/// A peer that is silent this long is asked whether it is there ...
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// ... and has so long to say that it is.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests in flight on one connection.
+const MAX_STREAMS: u32 = 256;
+/// Bytes that a peer may send ahead on a stream, and on a connection: a batch of rows fits, so that
+/// it does not take several round trips.
+const STREAM_WINDOW: u32 = 2 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes in one frame that a peer may send: fewer frames for a batch of rows.
+const FRAME_BYTES: u32 = 256 << 10;
+/// Bytes of all headers of a request.
+const HEADER_BYTES: u32 = 16 << 10;
+
+/// A model, or a part of it, ready to be served.
+pub struct ExpertServer {
+    shard: Arc<Shard>,
+    runner: Runner,
+    /// Resolves when the compute thread has ended, if there is one.
+    compute_ended: Option<oneshot::Receiver<()>>,
+    request_timeout: Duration,
+    drain_timeout: Duration,
+}
+
+impl ExpertServer {
+    /// Maps the model and starts the threads that compute. No weights are read yet.
+    ///
+    /// # Errors
+    /// A model file that cannot be used, a range that the model does not have, a limit of 0.
+    pub fn open(config: ServerConfig) -> Result<ExpertServer> {
+        let (threads, max_rows) = (config.threads, config.max_rows as usize);
+        let at_least_one =
+            [("threads", threads), ("max_rows", max_rows), ("queue_rows", config.queue_rows)];
+        if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::Zero(name));
+        }
+        let model = Arc::new(Model::open(&config.model)?);
+        let shard = Arc::new(Shard::new(model, &config)?);
+        let engine = Engine::new(&shard, &config)?;
+        let (runner, compute_ended) = match config.compute {
+            Compute::Inline => (Runner::Inline(Mutex::new(engine)), None),
+            Compute::Thread => {
+                let (queue, ended) = Queue::start(engine, config.queue_rows, max_rows)?;
+                (Runner::Thread(queue), Some(ended))
+            }
+        };
+        let ServerConfig { request_timeout, drain_timeout, .. } = config;
+        Ok(ExpertServer { shard, runner, compute_ended, request_timeout, drain_timeout })
+    }
+
+    /// The fingerprint of the model.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.shard.fingerprint
+    }
+
+    /// The model's name and the part of it that is served, in words.
+    pub fn summary(&self) -> String {
+        self.shard.to_string()
+    }
+
+    /// Serves the connections that `incoming` yields until `shutdown` resolves: then health turns to
+    /// NOT_SERVING, no new connection or request is taken, and what is in hand is finished, within
+    /// [`ServerConfig::drain_timeout`].
+    ///
+    /// # Errors
+    /// [`Error::Transport`] for a bad TLS configuration, [`Error::ComputeStopped`] after a panic.
+    pub async fn serve<I, IO, E>(
+        self,
+        incoming: I,
+        tls: Option<ServerTlsConfig>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<()>
+    where
+        I: Stream<Item = Result<IO, E>>,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let drain_timeout = self.drain_timeout;
+        let health = HealthReporter::new();
+        health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
+        let (router, compute_ended) = self.router(&health, tls)?;
+
+        let (told, draining) = oneshot::channel();
+        let shutdown = async {
+            shutdown.await;
+            tracing::info!("draining");
+            stop_health(health).await;
+            // Nobody listens where the server has ended by itself.
+            let _ = told.send(());
+        };
+        let overdue = async {
+            match draining.await {
+                Ok(()) => tokio::time::sleep(drain_timeout).await,
+                Err(_) => pending().await,
+            }
+        };
+        tokio::select! {
+            served = router.serve_with_incoming_shutdown(incoming, shutdown) => Ok(served?),
+            () = overdue => {
+                tracing::warn!("work was left after {drain_timeout:?}");
+                Ok(())
+            }
+            () = compute_ended => Err(Error::ComputeStopped),
+        }
+    }
+
+    /// All services with their limits, and what resolves when nothing can be computed any more.
+    fn router(
+        self,
+        health: &HealthReporter,
+        tls: Option<ServerTlsConfig>,
+    ) -> Result<(Router, impl Future<Output = ()> + use<>)> {
+        let (request_bytes, reply_bytes) =
+            (self.shard.max_message_bytes(), self.shard.max_reply_bytes());
+        let service = Service { shard: self.shard, runner: self.runner };
+        let experts = ExpertsServer::new(service)
+            .max_decoding_message_size(request_bytes)
+            .max_encoding_message_size(reply_bytes);
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(outrigger_proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .expect("the descriptors were made at build time");
+        let health = HealthService::from_health_reporter(health.clone());
+
+        let mut server = Server::builder()
+            .timeout(self.request_timeout)
+            .max_concurrent_streams(MAX_STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME_BYTES)
+            .http2_max_header_list_size(HEADER_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+        if let Some(tls) = tls {
+            server = server.tls_config(tls)?;
+        }
+        let router = server
+            .add_service(experts)
+            .add_service(tonic_health::pb::health_server::HealthServer::new(health))
+            .add_service(reflection);
+
+        let compute_ended = async {
+            match self.compute_ended {
+                Some(ended) => {
+                    // Ends with an error when the sender goes, which is the news.
+                    let _ = ended.await;
+                }
+                None => pending().await,
+            }
+        };
+        Ok((router, compute_ended))
+    }
+}
+
+/// Tells whoever watches, and ends their streams, which would hold the connections open.
+async fn stop_health(mut health: HealthReporter) {
+    for service in ["", SERVICE_NAME] {
+        health.set_service_status(service, ServingStatus::NotServing).await;
+        health.clear_service_status(service).await;
+    }
+}

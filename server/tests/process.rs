@@ -1,0 +1,133 @@
+//! The binary: what it prints, what it refuses, how it stops.
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{LONG, demo};
+use outrigger_proto::v1::DescribeRequest;
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use tonic::transport::Endpoint;
+
+fn command(model: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+    command.arg("-m").arg(model).args(args).env_remove("RUST_LOG").env_remove("OUTRIGGER_LISTEN");
+    command
+}
+
+/// Runs a server that must not start.
+fn refused(model: &Path, args: &[&str]) -> String {
+    let Output { status, stderr, .. } = command(model, args).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    stderr
+}
+
+/// A server process, killed when this is dropped.
+struct Running {
+    child: Child,
+    /// The line that it printed when it was ready.
+    line: String,
+}
+
+impl Running {
+    fn start(args: &[&str]) -> Running {
+        let mut child = command(&demo(), args)
+            .args(["--listen", "127.0.0.1:0", "-t", "1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        Running { child, line: line.trim().to_owned() }
+    }
+
+    /// Sends a signal; the exit code and the log.
+    fn stop(mut self, signal: &str) -> (Option<i32>, String) {
+        let kill = format!("kill -{signal} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        let give_up = Instant::now() + LONG;
+        let status = loop {
+            match self.child.try_wait().unwrap() {
+                Some(status) => break status,
+                None if Instant::now() > give_up => panic!("still there after SIG{signal}"),
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (status.code(), log)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn it_says_where_it_listens_and_stops_on_sigterm() {
+    let server = Running::start(&["--layers", "0-2", "--experts", "4"]);
+    let address = server.line.strip_prefix("listening on ").expect("an address");
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = ExpertsClient::new(endpoint.connect().await.unwrap());
+    let held = client.describe(DescribeRequest {}).await.unwrap().into_inner().held[0];
+    assert_eq!((held.first_layer, held.last_layer), (0, 2));
+    assert_eq!((held.first_expert, held.last_expert), (4, 4));
+    // With a client that stays connected.
+    let (code, log) = server.stop("TERM");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("draining") && log.contains("stopped"), "{log}");
+}
+
+#[test]
+fn with_json_every_line_is_json() {
+    let server = Running::start(&["--json"]);
+    let ready: serde_json::Value = serde_json::from_str(&server.line).unwrap();
+    assert!(ready["listening"].as_str().unwrap().starts_with("127.0.0.1:"));
+    assert_eq!(ready["fingerprint"].as_str().unwrap().len(), 64);
+    let (code, log) = server.stop("INT");
+    assert_eq!(code, Some(0));
+    assert!(log.lines().count() >= 2, "{log}");
+    for line in log.lines() {
+        serde_json::from_str::<serde_json::Value>(line).expect(line);
+    }
+}
+
+#[test]
+fn beyond_loopback_it_wants_tls_or_insecure() {
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:7070"] {
+        let stderr = refused(&demo(), &["--listen", address]);
+        assert!(stderr.contains(address), "{stderr}");
+        assert!(stderr.contains("--tls-cert") && stderr.contains("--insecure"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_bad_file_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing.gguf");
+    let stderr = refused(&missing, &[]);
+    assert!(stderr.contains(missing.to_str().unwrap()), "{stderr}");
+
+    let garbage = directory.path().join("garbage.gguf");
+    std::fs::write(&garbage, "not a model").unwrap();
+    let stderr = refused(&garbage, &[]);
+    assert!(stderr.contains(garbage.to_str().unwrap()), "{stderr}");
+
+    let stderr = refused(&demo(), &["--layers", "3-9"]);
+    assert!(stderr.contains("layers 3-9: the model has layers 0-5"), "{stderr}");
+}
+
+#[test]
+fn tls_files_that_cannot_be_read_are_named() {
+    let stderr = refused(&demo(), &["--tls-cert", "/no/cert.pem", "--tls-key", "/no/key.pem"]);
+    assert!(stderr.contains("/no/cert.pem"), "{stderr}");
+}
