@@ -4,6 +4,8 @@
 //! one instruction set a row's result has the same bits however many rows are multiplied with it.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod blocks;
 mod dequantize;
@@ -136,6 +138,8 @@ impl Kernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &avx2::KERNELS,
             _ => &scalar::KERNELS,
         }
     }
