@@ -1,5 +1,7 @@
 //! The expert store on a real file: what the kernel says is in memory, files that are cut off, threads.
 
+#![cfg(target_os = "linux")] // /proc/self/smaps
+
 mod smaps;
 
 use std::collections::BTreeSet;
