@@ -99,6 +99,9 @@ fn gate_and_up(
     let (gate, hidden) = (SharedMut::new(gate), SharedMut::new(hidden));
     pool.run(groups.len() * chunks, &|task| {
         let (g, group) = (task / chunks, &groups[task / chunks]);
+        if group.rows.is_empty() {
+            return;
+        }
         let start = task % chunks * chunk;
         let outputs = start..(start + chunk).min(n_ff);
         for (w, to) in [(&group.gate_proj, &gate), (&group.up_proj, &hidden)] {

@@ -1,0 +1,161 @@
+//! The trunk's arithmetic against the formulas in f64.
+
+use half::f16;
+use outrigger_experts::ops::{self, Attention};
+use outrigger_experts::Pool;
+
+fn noise(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).take(n).collect()
+}
+
+#[track_caller]
+fn assert_near(ours: &[f32], want: impl Iterator<Item = f64>, tolerance: f64) {
+    let want: Vec<f64> = want.collect();
+    assert_eq!(ours.len(), want.len());
+    for (i, (ours, want)) in ours.iter().zip(want).enumerate() {
+        let error = (f64::from(*ours) - want).abs();
+        assert!(error <= tolerance * want.abs().max(1e-3), "value {i}: {ours}, not {want}");
+    }
+}
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| f64::from(*x)).collect()
+}
+
+#[test]
+fn rms_norm_divides_by_the_root_mean_square() {
+    for n in [1, 30, 64, 2048] {
+        let (x, weight) = (noise(n, 1), noise(n, 2));
+        let mut out = vec![0.0; n];
+        ops::rms_norm(&x, &weight, 1e-5, &mut out);
+        let mean = wide(&x).iter().map(|x| x * x).sum::<f64>() / n as f64;
+        let scale = 1.0 / (mean + 1e-5).sqrt();
+        assert_near(&out, wide(&x).iter().zip(wide(&weight)).map(|(x, w)| x * scale * w), 1e-6);
+    }
+}
+
+#[test]
+fn silu_is_right_from_end_to_end() {
+    let x: Vec<f32> = (-400..400).map(|i| i as f32 * 0.25).collect();
+    let silu = |x: &f32| f64::from(*x) / (1.0 + (-f64::from(*x)).exp());
+    let mut ours = x.clone();
+    ops::silu(&mut ours);
+    assert_near(&ours, x.iter().map(silu), 1e-6);
+    let mut products = noise(800, 3);
+    let want: Vec<f64> = x.iter().zip(&products).map(|(x, up)| silu(x) * f64::from(*up)).collect();
+    ops::silu_times(&x, &mut products);
+    assert_near(&products, want.into_iter(), 1e-6);
+    let mut bad = [f32::NAN];
+    ops::silu(&mut bad);
+    assert!(bad[0].is_nan());
+}
+
+#[test]
+fn softmax_sums_to_one_and_survives_large_values() {
+    for (n, scale) in [(1, 1.0), (7, 1.0), (64, 30.0), (1000, 500.0)] {
+        let x: Vec<f32> = noise(n, 4).iter().map(|x| x * scale).collect();
+        let mut ours = x.clone();
+        ops::softmax(&mut ours);
+        let most = wide(&x).into_iter().fold(f64::MIN, f64::max);
+        let sum: f64 = wide(&x).iter().map(|x| (x - most).exp()).sum();
+        assert_near(&ours, wide(&x).iter().map(|x| (x - most).exp() / sum), 1e-5);
+    }
+}
+
+#[test]
+fn sums_and_products_of_vectors() {
+    for n in [1, 15, 16, 100, 2048] {
+        let (a, b) = (noise(n, 5), noise(n, 6));
+        let dot: f64 = wide(&a).iter().zip(wide(&b)).map(|(a, b)| a * b).sum();
+        assert!((f64::from(ops::dot_f32(&a, &b)) - dot).abs() < 1e-4);
+        let mut y = b.clone();
+        ops::axpy(0.5, &a, &mut y);
+        ops::add(&a, &mut y);
+        assert_near(&y, wide(&a).iter().zip(wide(&b)).map(|(a, b)| 1.5 * a + b), 1e-4);
+    }
+}
+
+#[test]
+fn rope_turns_each_pair_by_its_angle() {
+    let (head_dim, dim, position) = (24, 16, 37);
+    let frequencies = ops::rope_frequencies(dim, 10_000.0, 2.0);
+    let (mut cos, mut sin) = (vec![0.0; dim / 2], vec![0.0; dim / 2]);
+    ops::rope_angles(position, &frequencies, &mut cos, &mut sin);
+    type Rope = fn(&mut [f32], usize, &[f32], &[f32]);
+    let styles: [(Rope, fn(usize) -> (usize, usize)); 2] =
+        [(ops::rope_norm, |i| (2 * i, 2 * i + 1)), (ops::rope_neox, |i| (i, i + 8))];
+    for (rope, pair) in styles {
+        let x = noise(3 * head_dim, 7);
+        let mut ours = x.clone();
+        rope(&mut ours, head_dim, &cos, &sin);
+        let mut want = wide(&x);
+        for (head, x) in want.chunks_mut(head_dim).zip(x.chunks(head_dim)) {
+            for i in 0..dim / 2 {
+                let angle = position as f64 / 2.0 / 10_000f64.powf(2.0 * i as f64 / dim as f64);
+                let (a, b) = (f64::from(x[pair(i).0]), f64::from(x[pair(i).1]));
+                head[pair(i).0] = a * angle.cos() - b * angle.sin();
+                head[pair(i).1] = a * angle.sin() + b * angle.cos();
+            }
+        }
+        assert_near(&ours, want.into_iter(), 1e-3);
+    }
+}
+
+/// One head of one row in f64.
+fn naive(q: &[f32], k: &[f16], v: &[f16], scale: f64) -> Vec<f64> {
+    let n = q.len();
+    let score = |k: &[f16]| {
+        k.iter().zip(q).map(|(k, q)| k.to_f64() * f64::from(*q)).sum::<f64>() * scale
+    };
+    let scores: Vec<f64> = k.chunks(n).map(score).collect();
+    let most = scores.iter().copied().fold(f64::MIN, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+    let mean = |d: usize| {
+        let terms = scores.iter().zip(v.chunks(n)).map(|(s, v)| (s - most).exp() * v[d].to_f64());
+        terms.sum::<f64>() / sum
+    };
+    (0..n).map(mean).collect()
+}
+
+#[test]
+fn attention_is_causal_softmax_over_the_cache() {
+    // Heads for themselves, shared by 2, and by more than pass together; odd and even widths.
+    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (11, 1, 20)] {
+        let capacity = 200;
+        let halves = |seed| {
+            let mut out = vec![f16::ZERO; n_kv_heads * capacity * head_dim];
+            ops::to_f16(&noise(out.len(), seed), &mut out);
+            out
+        };
+        let (k, v) = (halves(8), halves(9));
+        // Within a block, at its edges, over several; out of order.
+        let positions = [0, 63, 64, 199, 5, 130];
+        let width = n_heads * head_dim;
+        let q: Vec<f32> = noise(positions.len() * width, 10).iter().map(|q| q * 4.0).collect();
+        let shape = Attention { n_heads, n_kv_heads, head_dim, capacity, scale: 0.7 };
+        let mut out = vec![f32::NAN; q.len()];
+        ops::attend(&Pool::new(2), &shape, &q, &k, &v, &positions, &mut out);
+        for (r, position) in positions.iter().enumerate() {
+            for h in 0..n_heads {
+                let start = h / (n_heads / n_kv_heads) * capacity * head_dim;
+                let seen = start..start + (position + 1) * head_dim;
+                let at = r * width + h * head_dim;
+                let want = naive(&q[at..][..head_dim], &k[seen.clone()], &v[seen], 0.7);
+                for (ours, want) in out[at..].iter().zip(want) {
+                    assert!((f64::from(*ours) - want).abs() < 1e-5, "row {r} head {h}: {ours} {want}");
+                }
+            }
+        }
+        for r in 0..positions.len() {
+            let mut alone = vec![0.0; width];
+            let q = &q[r * width..][..width];
+            ops::attend(&Pool::new(1), &shape, q, &k, &v, &positions[r..=r], &mut alone);
+            assert_eq!(alone, out[r * width..][..width], "row {r} alone");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The fork-join pool: every task once, whoever calls, whatever panics.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use outrigger_experts::Pool;
+
+/// Runs a region and checks that each task ran once.
+fn each_once(pool: &Pool, tasks: usize) {
+    let runs: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+    pool.run(tasks, &|i| {
+        runs[i].fetch_add(1, Ordering::Relaxed);
+    });
+    assert!(runs.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{runs:?}");
+}
+
+#[test]
+fn every_task_runs_once_in_region_after_region() {
+    for threads in [0, 1, 2, 3, 8] {
+        let pool = Pool::new(threads);
+        assert_eq!(pool.threads(), threads.max(1));
+        for region in 0..2000 {
+            each_once(&pool, region % 23);
+        }
+    }
+}
+
+#[test]
+fn parked_workers_wake() {
+    let pool = Pool::new(3);
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(2));
+        each_once(&pool, 50);
+    }
+}
+
+#[test]
+fn workers_take_part() {
+    let pool = Pool::new(2);
+    let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+    // Each task waits for the other: one thread alone would never end.
+    let arrived = AtomicUsize::new(0);
+    pool.run(2, &|_| {
+        arrived.fetch_add(1, Ordering::SeqCst);
+        while arrived.load(Ordering::SeqCst) < 2 {
+            std::thread::yield_now();
+        }
+        seen.lock().unwrap().insert(std::thread::current().id());
+    });
+    assert_eq!(seen.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn a_panic_reaches_the_caller_after_the_other_tasks_and_the_pool_goes_on() {
+    let pool = Pool::new(3);
+    for bad in [0, 17, 39] {
+        let done = AtomicUsize::new(0);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(40, &|i| {
+                assert!(i != bad, "task {i} fails");
+                done.fetch_add(1, Ordering::Relaxed);
+            });
+        }));
+        let message = *result.unwrap_err().downcast::<String>().unwrap();
+        assert_eq!(message, format!("task {bad} fails"));
+        assert_eq!(done.load(Ordering::Relaxed), 39);
+        each_once(&pool, 40);
+    }
+}
+
+#[test]
+fn callers_at_once_and_nested_regions_all_finish() {
+    let pool = Pool::new(2);
+    let total = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    pool.run(7, &|_| {
+                        pool.run(3, &|_| {
+                            total.fetch_add(1, Ordering::Relaxed);
+                        });
+                    });
+                }
+            });
+        }
+    });
+    assert_eq!(total.load(Ordering::Relaxed), 4 * 200 * 7 * 3);
+}
