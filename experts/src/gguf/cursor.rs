@@ -50,6 +50,14 @@ impl<'a> Cursor<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
+    /// A string that names something.
+    pub(super) fn name(&mut self, limit: u64) -> Result<&'a str, Mismatch> {
+        match self.string(limit)? {
+            "" => Err(Mismatch::new("an empty name", format!("1 to {limit} bytes"))),
+            name => Ok(name),
+        }
+    }
+
     /// A string: its length in bytes as u64, then its UTF-8.
     pub(super) fn string(&mut self, limit: u64) -> Result<&'a str, Mismatch> {
         let len = self.u64()?;

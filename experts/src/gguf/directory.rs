@@ -165,8 +165,7 @@ struct Entry {
 
 impl Entry {
     fn read(path: &Path, cursor: &mut Cursor) -> Result<Entry> {
-        let name =
-            cursor.string(MAX_NAME_BYTES).map_err(|m| m.in_header(path, "a tensor's name"))?;
+        let name = cursor.name(MAX_NAME_BYTES).map_err(|m| m.in_header(path, "a tensor's name"))?;
         let rest = |cursor: &mut Cursor| {
             let dims = read_dims(cursor)?;
             Ok(Entry { name: name.into(), dims, type_id: cursor.u32()?, offset: cursor.u64()? })

@@ -194,7 +194,7 @@ pub(super) fn read(path: &Path, cursor: &mut Cursor, count: u64) -> Result<Metad
     let mut meta = Metadata::empty(path);
     for _ in 0..count {
         let key = cursor
-            .string(MAX_KEY_BYTES)
+            .name(MAX_KEY_BYTES)
             .map_err(|mismatch| mismatch.in_header(path, "a metadata key"))?;
         let value = Value::read(cursor).map_err(|mismatch| mismatch.in_key(path, key))?;
         if meta.insert(key, value).is_some() {

@@ -53,16 +53,3 @@ fn progress_ends_at_the_total() {
     let (done, total) = *seen.last().unwrap();
     assert_eq!(done, total);
 }
-
-/// Not a test of ours: leaves a model for other programs, `SYNTH=shape,type,path`.
-#[test]
-#[ignore = "writes the file that SYNTH names"]
-fn write_for_others() {
-    let job = std::env::var("SYNTH").unwrap();
-    let [shape, ty, path] = job.split(',').collect::<Vec<_>>()[..] else { panic!("{job}") };
-    let ty = GgmlType::all().find(|t| t.name().eq_ignore_ascii_case(ty)).unwrap();
-    let start = std::time::Instant::now();
-    let mut total = 0;
-    synth::write(shape.parse().unwrap(), ty, path.as_ref(), 1, |_, t| total = t).unwrap();
-    println!("{} MB/s", total as f64 / 1e6 / start.elapsed().as_secs_f64());
-}
