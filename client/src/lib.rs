@@ -1,1 +1,48 @@
 //! Run a mixture-of-experts model that is too big for the device, on the device.
+//!
+//! The trunk, the router and the experts that matter most run here; a server holds the rest and answers over gRPC.
+//! An [`Engine`] is the loaded model, a [`Session`] one timeline over it; every [`Token`] says what it was made of.
+//!
+//! ```no_run
+//! # async fn example() -> outrigger::Result<()> {
+//! use outrigger::{Engine, EngineConfig, SamplerConfig};
+//!
+//! let mut config = EngineConfig::new("models/demo.gguf");
+//! config.servers.push("localhost:7070".to_owned());
+//! let engine = Engine::open(config).await?;
+//! let mut session = engine.session(SamplerConfig::default());
+//! session.push_text("Once upon a time")?;
+//! let token = session.step().await?;
+//! println!("{} (coverage {:.2})", token.text, token.coverage);
+//! # Ok(())
+//! # }
+//! ```
+#![forbid(unsafe_code)]
+
+mod config;
+mod engine;
+mod error;
+mod fleet;
+mod forward;
+mod kv;
+mod moe;
+mod pass;
+pub mod proxy;
+mod sample;
+mod session;
+mod sizes;
+pub mod text;
+mod trunk;
+
+pub use config::{Budget, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use engine::Engine;
+pub use error::{Error, Result};
+pub use fleet::{Dial, ServerStatus};
+pub use outrigger_experts::{
+    CacheStats, Fingerprint, GgmlType, Model, ModelSpec, cpu_features, synth,
+};
+pub use outrigger_router::State as LinkState;
+pub use pass::{Pass, Tally};
+pub use sample::{Sampler, SamplerConfig, SamplerError};
+pub use session::{Session, Token};
+pub use sizes::Sizes;

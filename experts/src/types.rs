@@ -82,6 +82,17 @@ impl std::fmt::Display for GgmlType {
     }
 }
 
+impl std::str::FromStr for GgmlType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<GgmlType, String> {
+        GgmlType::all().find(|ty| ty.name().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let names: Vec<_> = GgmlType::all().map(|ty| ty.name().to_lowercase()).collect();
+            format!("unknown weight type `{name}`, expected one of {}", names.join(", "))
+        })
+    }
+}
+
 /// A borrowed weight matrix: `rows` outputs of `cols` inputs each, row after row.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a> {

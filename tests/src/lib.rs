@@ -1,1 +1,32 @@
-//! Outrigger end to end: parity with oracles, degradation, network simulation.
+//! What the end-to-end tests share: fixtures, servers on loopback, a simulated network.
+#![forbid(unsafe_code)]
+
+pub mod fixtures;
+pub mod loopback;
+pub mod simulated;
+
+use std::sync::Arc;
+
+use outrigger::{Engine, SamplerConfig, Session};
+
+/// Logits of every token, `[tokens, vocab]`, computed `batch` tokens a pass.
+pub async fn all_logits(engine: &Arc<Engine>, tokens: &[u32], batch: usize) -> Vec<f32> {
+    let mut session = greedy(engine);
+    let mut logits = Vec::new();
+    for part in tokens.chunks(batch) {
+        session.push(part).expect("the tokens fit");
+        session.advance_all(|rows| logits.extend_from_slice(rows)).await.expect("a pass");
+    }
+    logits
+}
+
+/// A session that always takes the likeliest token.
+pub fn greedy(engine: &Arc<Engine>) -> Session {
+    engine.session(SamplerConfig::greedy()).expect("greedy sampling is valid")
+}
+
+/// The largest absolute difference of two slices of the same length.
+pub fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len(), "lengths differ");
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}

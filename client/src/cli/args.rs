@@ -1,0 +1,139 @@
+//! Flags that several commands share.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, OnMiss, Policy, Reply, SamplerConfig};
+
+/// Which model, on how much of the machine.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// Model file (GGUF), or the first of its shards
+    #[arg(short, long, env = "OUTRIGGER_MODEL", value_name = "FILE")]
+    pub(crate) model: PathBuf,
+    #[command(flatten)]
+    pub(crate) compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ComputeArgs {
+    /// Threads that compute [default: every core]
+    #[arg(short, long, env = "OUTRIGGER_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Tokens that a session holds [default: the model's, at most 4096]
+    #[arg(short, long = "ctx-size", env = "OUTRIGGER_CTX_SIZE", value_name = "N")]
+    pub(crate) context: Option<usize>,
+}
+
+/// Where experts run, and what happens when they cannot.
+#[derive(Debug, Args)]
+pub(crate) struct PlacementArgs {
+    /// Expert server, host:port or http(s)://host:port; may be given several times
+    #[arg(long = "server", env = "OUTRIGGER_SERVERS", value_name = "URL", value_delimiter = ',')]
+    pub(crate) servers: Vec<String>,
+    /// Certificate authority (PEM) for https servers [default: the system's]
+    #[arg(long, env = "OUTRIGGER_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Memory for experts: a size (2GiB) or a share of all experts (40%)
+    #[arg(long, env = "OUTRIGGER_EXPERT_CACHE", value_name = "SIZE|PCT", default_value = "100%")]
+    pub(crate) expert_cache: Budget,
+    /// Experts outside the cache: `cold` in the local file, or `absent` from the device
+    #[arg(long, value_name = "cold|absent", default_value = "cold")]
+    pub(crate) elsewhere: Elsewhere,
+    /// When an expert can run nowhere: degrade and mark it, wait for a server, or fail
+    #[arg(long, value_name = "degrade|wait|fail", default_value = "degrade")]
+    on_miss: OnMiss,
+    /// How to degrade: leave-out, renormalise or reroute
+    #[arg(long, value_name = "POLICY", default_value = "reroute")]
+    pub(crate) policy: Policy,
+    /// Longest wait for servers within one token, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    deadline: u64,
+    /// Encoding of the servers' sums: f32 (exact) or f16 (half the bytes)
+    #[arg(long, value_name = "f32|f16", default_value = "f32")]
+    reply: Reply,
+}
+
+/// How the next token is chosen.
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.8)]
+    pub(crate) temp: f32,
+    /// Keep the K likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Keep the likeliest tokens up to this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Drop tokens below this share of the likeliest one's probability
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Seed of the choice [default: random]
+    #[arg(short, long)]
+    pub(crate) seed: Option<u64>,
+}
+
+impl PlacementArgs {
+    /// The engine's configuration.
+    pub(crate) fn config(&self, model: PathBuf, compute: &ComputeArgs) -> EngineConfig {
+        let mut config = EngineConfig::new(model);
+        config.servers = self.servers.clone();
+        config.tls_ca = self.tls_ca.clone();
+        config.expert_cache = self.expert_cache;
+        config.elsewhere = self.elsewhere;
+        config.on_miss = self.on_miss;
+        config.policy = self.policy;
+        config.deadline = Duration::from_millis(self.deadline);
+        config.reply = self.reply;
+        compute.apply(&mut config);
+        config
+    }
+}
+
+impl ComputeArgs {
+    pub(crate) fn apply(&self, config: &mut EngineConfig) {
+        if let Some(threads) = self.threads {
+            config.threads = threads.into();
+        }
+        config.context = self.context;
+    }
+}
+
+impl SamplingArgs {
+    pub(crate) fn config(&self) -> SamplerConfig {
+        SamplerConfig {
+            temperature: self.temp,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            seed: self.seed.unwrap_or_else(random_seed),
+            ..SamplerConfig::default()
+        }
+    }
+}
+
+/// `RandomState` takes its keys from the system's entropy.
+fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Opens the engine and says what a user should know about the cache and the servers.
+pub(crate) async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
+    let spinner = super::view::spinner("loading the model");
+    let engine = Engine::open(config).await.context("cannot open the model")?;
+    spinner.finish_and_clear();
+    if let Some(warning) = engine.store().cliff() {
+        eprintln!("warning: {warning}");
+    }
+    for server in engine.servers() {
+        if let Some(fault) = server.fault {
+            eprintln!("warning: server {} is not used yet: {fault}", server.url);
+        }
+    }
+    Ok(engine)
+}

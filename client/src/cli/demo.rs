@@ -1,0 +1,205 @@
+//! `outrigger demo`: the whole idea in one minute: connected, cut off, healed.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use outrigger::proxy::{Conditions, FaultProxy, LinkFault};
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Session};
+use serde_json::json;
+
+use super::args::{ComputeArgs, SamplingArgs, open};
+use super::embedded::EmbeddedServer;
+use super::run::totals_json;
+use super::view::{MarkedText, Totals, put, size, table};
+
+/// How long the tour waits for the link to come back.
+const RECONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// See it work: generate with an expert server, cut the link, restore it.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Model file [default: the repository's models/demo.gguf]
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// The text to continue
+    #[arg(
+        short,
+        long,
+        default_value = "Once upon a time there was a king who",
+        value_name = "TEXT"
+    )]
+    prompt: String,
+    /// Tokens to generate, a third of them in each phase
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 240, value_parser = clap::value_parser!(u32).range(3..))]
+    predict: u32,
+    /// Memory for experts on the device
+    #[arg(long, value_name = "SIZE|PCT", default_value = "40%")]
+    expert_cache: Budget,
+    #[command(flatten)]
+    compute: ComputeArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print a JSON object a phase instead of the tour
+    #[arg(long)]
+    json: bool,
+}
+
+/// The three thirds of the tour.
+const PHASES: [&str; 3] = ["connected", "cut off", "restored"];
+
+impl Demo {
+    pub(crate) async fn run(self) -> Result<()> {
+        let model = self.model.clone().map_or_else(default_model, Ok)?;
+        let server = EmbeddedServer::start(&model).await?;
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let link = FaultProxy::start(any_port, server.address.to_string())
+            .await
+            .context("cannot listen on loopback")?;
+        let engine = open(self.config(model, link.address())).await?;
+        self.introduce(&engine, &server);
+        let mut session = engine.session(self.sampling.config())?;
+        session.push_text(&self.prompt)?;
+        let phases = self.tour(&engine, &mut session, &link).await?;
+        drop((session, engine, link));
+        server.stop().await?;
+        match self.json {
+            true => phases.iter().zip(PHASES).for_each(|(totals, phase)| {
+                println!("{}", json!({ "phase": phase, "totals": totals_json(totals) }));
+            }),
+            false => print!("\n{}", closing_table(&phases)),
+        }
+        Ok(())
+    }
+
+    fn config(&self, model: PathBuf, server: SocketAddr) -> EngineConfig {
+        let mut config = EngineConfig::new(model);
+        config.servers = vec![server.to_string()];
+        config.expert_cache = self.expert_cache;
+        config.elsewhere = Elsewhere::Absent;
+        config.deadline = Duration::from_millis(300);
+        self.compute.apply(&mut config);
+        config
+    }
+
+    /// The three phases; each third's totals.
+    async fn tour(
+        &self,
+        engine: &Engine,
+        session: &mut Session,
+        link: &FaultProxy,
+    ) -> Result<Vec<Totals>> {
+        let mut text = MarkedText::new();
+        let mut phases = Vec::new();
+        for (phase, name) in PHASES.iter().enumerate() {
+            match phase {
+                0 => {
+                    self.say("Connected: every expert answers, from the device or from the server.")
+                }
+                1 => {
+                    link.set(Conditions { state: LinkFault::Silent, ..Conditions::default() });
+                    self.say("The link is cut. The device goes on with what it has; marked text is provisional.");
+                }
+                _ => {
+                    link.set(Conditions::default());
+                    self.heal(engine, session).await?;
+                }
+            }
+            if phase == 0 && !self.json {
+                put(&self.prompt);
+            }
+            let mut totals = Totals::default();
+            let share = self.predict as usize * (phase + 1) / 3 - self.predict as usize * phase / 3;
+            for _ in 0..share {
+                let token = session.step().await.with_context(|| format!("while {name}"))?;
+                totals.add(&token);
+                if !self.json {
+                    text.print(&token);
+                }
+            }
+            if !self.json {
+                text.end();
+            }
+            phases.push(totals);
+        }
+        Ok(phases)
+    }
+
+    /// Waits for the server and recomputes what was said without it.
+    async fn heal(&self, engine: &Engine, session: &mut Session) -> Result<()> {
+        let cut = Instant::now();
+        let connected = engine.wait_connected(RECONNECT_PATIENCE).await;
+        ensure!(connected, "the server did not come back within {RECONNECT_PATIENCE:?}");
+        let reconnected = cut.elapsed();
+        let rows = session.len() - session.settled();
+        let healing = Instant::now();
+        session.settle().await?;
+        self.say(&format!(
+            "The link is back after {:.0} ms. The device has every expert look at its last {rows} tokens again \
+             ({:.0} ms): from here on it says what the full model would.",
+            reconnected.as_secs_f64() * 1e3,
+            healing.elapsed().as_secs_f64() * 1e3,
+        ));
+        Ok(())
+    }
+
+    fn introduce(&self, engine: &Engine, server: &EmbeddedServer) {
+        let (spec, store) = (engine.spec(), engine.store());
+        self.say(&format!(
+            "{}: {} layers of {} experts, {} of them used for a token.\n\
+             The device holds the trunk and {} of experts ({} of all); the others are absent from it.\n\
+             An expert server answers at {}, behind a link that this tour will cut.",
+            spec.name,
+            spec.n_layers,
+            spec.n_experts,
+            spec.n_used,
+            size(store.budget_bytes()),
+            self.expert_cache,
+            server.address,
+        ));
+    }
+
+    fn say(&self, line: &str) {
+        if !self.json {
+            println!("\n{line}\n");
+        }
+    }
+}
+
+/// The demo model of the repository: below the working directory, or where this binary was built.
+fn default_model() -> Result<PathBuf> {
+    let places = [
+        PathBuf::from("models/demo.gguf"),
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo.gguf"),
+    ];
+    let found = places.into_iter().find(|path| path.exists());
+    found.context(
+        "models/demo.gguf is not here; run this in the repository, or give a model with -m",
+    )
+}
+
+fn closing_table(phases: &[Totals]) -> String {
+    let header = [
+        "phase", "tokens", "tok/s", "coverage", "local", "remote", "missing", "up", "down",
+        "slowest",
+    ];
+    let mut rows = vec![header.map(String::from).to_vec()];
+    for (totals, phase) in phases.iter().zip(PHASES) {
+        let [local, remote, missing] = totals.shares().map(|share| format!("{share:.1} %"));
+        rows.push(vec![
+            phase.to_owned(),
+            totals.tokens.to_string(),
+            format!("{:.1}", totals.tokens_per_second()),
+            format!("{:.3}", totals.mean_coverage()),
+            local,
+            remote,
+            missing,
+            size(totals.tally.bytes_up),
+            size(totals.tally.bytes_down),
+            format!("{:.1} ms", totals.slowest.as_secs_f64() * 1e3),
+        ]);
+    }
+    table(&rows)
+}

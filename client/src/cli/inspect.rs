@@ -1,0 +1,119 @@
+//! `outrigger inspect`: what a model file holds, and what fits in which budget.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use outrigger::{Model, ModelSpec, Sizes};
+use serde_json::json;
+
+use super::view::{size, table};
+
+/// Show what a model file holds and what fits in which budget.
+#[derive(Debug, Args)]
+pub(crate) struct Inspect {
+    /// Model file (GGUF), or the first of its shards
+    #[arg(required_unless_present = "cpu")]
+    file: Option<PathBuf>,
+    /// Show which kernels this processor runs
+    #[arg(long)]
+    cpu: bool,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub(crate) fn run(self) -> Result<()> {
+        if self.cpu {
+            println!("{}", outrigger::cpu_features());
+        }
+        let Some(path) = &self.file else { return Ok(()) };
+        let model = Model::open(path)?;
+        let sizes = Sizes::of(&model);
+        match self.json {
+            true => println!("{}", json_view(&model, &sizes)),
+            false => print!("{}\n{}", text_view(&model, &sizes), budgets(&sizes, &model.spec)),
+        }
+        Ok(())
+    }
+}
+
+/// What each budget holds.
+fn budgets(sizes: &Sizes, spec: &ModelSpec) -> String {
+    let mut rows = vec![
+        ["budget", "experts", "experts a layer", "memory with trunk"].map(String::from).to_vec(),
+    ];
+    for percent in [10, 25, 40, 50, 75, 100] {
+        let bytes = sizes.experts * percent / 100;
+        let a_layer = spec.n_experts as u64 * percent / 100;
+        let enough = if a_layer < spec.n_used as u64 { " (less than a token needs)" } else { "" };
+        rows.push(vec![
+            format!("{percent} %"),
+            size(bytes),
+            format!("{a_layer} of {}{enough}", spec.n_experts),
+            size(sizes.trunk + bytes),
+        ]);
+    }
+    table(&rows)
+}
+
+fn text_view(model: &Model, sizes: &Sizes) -> String {
+    let spec = &model.spec;
+    let normalised = if spec.norm_weights { "normalised" } else { "not normalised" };
+    let shared =
+        spec.n_ff_shared.map_or(String::new(), |ff| format!(", shared expert of width {ff}"));
+    let rows = [
+        ("model", spec.name.clone()),
+        ("architecture", spec.arch.to_string()),
+        ("fingerprint", model.gguf.fingerprint().to_string()),
+        ("layers", spec.n_layers.to_string()),
+        ("width", spec.n_embd.to_string()),
+        (
+            "attention",
+            format!("{} heads, {} KV heads of {}", spec.n_heads, spec.n_kv_heads, spec.head_dim),
+        ),
+        (
+            "experts",
+            format!(
+                "{} a layer of width {}, {} used{shared}",
+                spec.n_experts, spec.n_ff, spec.n_used
+            ),
+        ),
+        ("gate", format!("{:?}, {normalised}", spec.gating)),
+        ("vocabulary", spec.n_vocab.to_string()),
+        ("context", spec.context.to_string()),
+        ("file", size(sizes.file)),
+        ("trunk", size(sizes.trunk)),
+        ("all experts", size(sizes.experts)),
+        ("one expert", size(sizes.expert)),
+        ("a token touches", size(sizes.token)),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<16}{value}\n")).collect()
+}
+
+fn json_view(model: &Model, sizes: &Sizes) -> serde_json::Value {
+    let spec = &model.spec;
+    json!({
+        "name": spec.name,
+        "architecture": spec.arch.to_string(),
+        "fingerprint": model.gguf.fingerprint().to_string(),
+        "layers": spec.n_layers,
+        "width": spec.n_embd,
+        "heads": spec.n_heads,
+        "kv_heads": spec.n_kv_heads,
+        "head_dim": spec.head_dim,
+        "experts": spec.n_experts,
+        "experts_used": spec.n_used,
+        "expert_width": spec.n_ff,
+        "shared_expert_width": spec.n_ff_shared,
+        "normalised": spec.norm_weights,
+        "vocabulary": spec.n_vocab,
+        "context": spec.context,
+        "file_bytes": sizes.file,
+        "trunk_bytes": sizes.trunk,
+        "experts_bytes": sizes.experts,
+        "expert_bytes": sizes.expert,
+        "weight_bytes_per_token": sizes.token,
+    })
+}

@@ -1,0 +1,82 @@
+//! The commands, one a file.
+
+mod args;
+mod bench;
+mod chat;
+mod demo;
+mod embedded;
+mod eval;
+mod inspect;
+mod proxy;
+mod run;
+mod synth;
+mod view;
+
+use std::io::IsTerminal;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Run a mixture-of-experts model that is too big for the device, on the device.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See it work: generate with an expert server, cut the link, restore it
+    Demo(demo::Demo),
+    /// Generate text
+    Run(run::Run),
+    /// Talk to the model
+    Chat(chat::Chat),
+    /// Show what a model file holds and what fits in which budget
+    Inspect(inspect::Inspect),
+    /// Measure perplexity and coverage on a text
+    Eval(eval::Eval),
+    /// Measure the speed of prefill and decode
+    Bench(bench::Bench),
+    /// Write a random-weight model at real dimensions
+    Synth(synth::Synth),
+    /// Put a slow, narrow or dead link between a device and a server
+    Proxy(proxy::Proxy),
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+impl Cli {
+    pub(crate) async fn run(self) -> Result<()> {
+        match self.command {
+            Command::Demo(demo) => demo.run().await,
+            Command::Run(run) => run.run().await,
+            Command::Chat(chat) => chat.run().await,
+            Command::Inspect(inspect) => inspect.run(),
+            Command::Eval(eval) => eval.run().await,
+            Command::Bench(bench) => bench.run().await,
+            Command::Synth(synth) => synth.run(),
+            Command::Proxy(proxy) => proxy.run().await,
+            Command::Completions { shell } => {
+                let command = &mut Cli::command();
+                clap_complete::generate(shell, command, "outrigger", &mut std::io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Logs go to standard error, warnings only unless `RUST_LOG` says otherwise.
+pub(crate) fn start_log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

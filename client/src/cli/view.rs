@@ -1,0 +1,134 @@
+//! What people see: marked text, progress, tables. All of it plain where the output is no terminal.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use outrigger::{Tally, Token};
+
+/// Text as it streams, with what is provisional visibly marked: dim and underlined on a terminal, in `[~ ~]` elsewhere.
+pub(crate) struct MarkedText {
+    terminal: bool,
+    marking: bool,
+}
+
+impl MarkedText {
+    pub(crate) fn new() -> MarkedText {
+        MarkedText { terminal: std::io::stdout().is_terminal(), marking: false }
+    }
+
+    /// Prints a token's text at once.
+    pub(crate) fn print(&mut self, token: &Token) {
+        if !token.text.is_empty() {
+            self.mark(token.provisional);
+            put(&token.text);
+        }
+    }
+
+    /// Closes an open mark and ends the line.
+    pub(crate) fn end(&mut self) {
+        self.mark(false);
+        put("\n");
+    }
+
+    /// Changes between marked and plain.
+    pub(crate) fn mark(&mut self, provisional: bool) {
+        if provisional == self.marking {
+            return;
+        }
+        self.marking = provisional;
+        put(match (self.terminal, provisional) {
+            (true, true) => "\x1b[33;4m",
+            (true, false) => "\x1b[0m",
+            (false, true) => "[~",
+            (false, false) => "~]",
+        });
+    }
+}
+
+/// Prints without a line break, at once.
+pub(crate) fn put(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away ends the program at its next line; losing this piece is no error.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// A spinner on standard error; invisible where that is no terminal.
+pub(crate) fn spinner(message: &'static str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// A bar on standard error; invisible where that is no terminal.
+pub(crate) fn bar(total: u64, unit: &str) -> ProgressBar {
+    let template = match unit {
+        "bytes" => "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
+        _ => "{bar:40} {pos}/{len} {per_sec} {eta} {msg}",
+    };
+    let style = ProgressStyle::with_template(template).expect("the template is well formed");
+    ProgressBar::new(total).with_style(style)
+}
+
+/// Totals over some tokens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) tokens: u64,
+    pub(crate) elapsed: Duration,
+    pub(crate) slowest: Duration,
+    pub(crate) tally: Tally,
+    coverage: f64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, token: &Token) {
+        self.tokens += 1;
+        self.elapsed += token.elapsed;
+        self.slowest = self.slowest.max(token.elapsed);
+        self.tally += token.tally;
+        self.coverage += f64::from(token.coverage);
+    }
+
+    pub(crate) fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    pub(crate) fn mean_coverage(&self) -> f64 {
+        if self.tokens == 0 { 1.0 } else { self.coverage / self.tokens as f64 }
+    }
+
+    /// Shares of routed expert calls that ran locally, remotely and not at all, in per cent.
+    pub(crate) fn shares(&self) -> [f64; 3] {
+        let Tally { local, remote, missing, .. } = self.tally;
+        let all = (local + remote + missing).max(1) as f64;
+        [local, remote, missing].map(|calls| 100.0 * calls as f64 / all)
+    }
+}
+
+/// A size as people write it.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// A table with a header, columns padded to their widest cell; the first column to the left, the others to the right.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |c: usize| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(c, (cell, &width))| match c {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}

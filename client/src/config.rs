@@ -1,0 +1,113 @@
+//! What an engine is opened with.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+pub use outrigger_experts::{Budget, Elsewhere};
+pub use outrigger_router::Policy;
+
+use crate::fleet::Dial;
+
+/// What to do with an expert that nobody can run in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnMiss {
+    /// Go on without it, as the [`Policy`] says, and mark the row.
+    #[default]
+    Degrade,
+    /// Wait for a server, however long it takes.
+    Wait,
+    /// Fail with [`Error::Missing`](crate::Error::Missing).
+    Fail,
+}
+
+impl FromStr for OnMiss {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OnMiss, String> {
+        match text {
+            "degrade" => Ok(OnMiss::Degrade),
+            "wait" => Ok(OnMiss::Wait),
+            "fail" => Ok(OnMiss::Fail),
+            _ => Err(format!("found `{text}`, expected degrade, wait or fail")),
+        }
+    }
+}
+
+/// How a server's sums come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reply {
+    /// 32-bit floats: what the device itself would have computed.
+    #[default]
+    F32,
+    /// 16-bit floats: half the bytes down, about three digits.
+    F16,
+}
+
+impl FromStr for Reply {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Reply, String> {
+        match text {
+            "f32" => Ok(Reply::F32),
+            "f16" => Ok(Reply::F16),
+            _ => Err(format!("found `{text}`, expected f32 or f16")),
+        }
+    }
+}
+
+/// What an [`Engine`](crate::Engine) is opened with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The GGUF file, or the first of its shards.
+    pub model: PathBuf,
+    /// Expert servers, `host:port`, `http://…` or `https://…`. None: everything runs here or degrades.
+    pub servers: Vec<String>,
+    /// Certificate authority (PEM) for `https` servers; the system's roots if absent.
+    pub tls_ca: Option<PathBuf>,
+    /// Memory for experts.
+    pub expert_cache: Budget,
+    /// Where the experts are that the cache does not hold.
+    pub elsewhere: Elsewhere,
+    /// What to do with an expert that nobody can run in time.
+    pub on_miss: OnMiss,
+    /// How to go on without an expert.
+    pub policy: Policy,
+    /// Encoding of the servers' sums.
+    pub reply: Reply,
+    /// Threads that compute, the caller's included.
+    pub threads: usize,
+    /// Positions of one session's KV cache; the model's own limit if absent.
+    pub context: Option<usize>,
+    /// The longest that one decoded token may wait for servers, over all its layers. A batch of rows waits longer
+    /// in proportion: see [`EngineConfig::patience`].
+    pub deadline: Duration,
+    /// How connections are made.
+    pub dial: Dial,
+}
+
+impl EngineConfig {
+    /// The defaults: everything resident, no server, every core.
+    pub fn new(model: impl Into<PathBuf>) -> EngineConfig {
+        EngineConfig {
+            model: model.into(),
+            servers: Vec::new(),
+            tls_ca: None,
+            expert_cache: Budget::Fraction(1.0),
+            elsewhere: Elsewhere::Cold,
+            on_miss: OnMiss::Degrade,
+            policy: Policy::Reroute,
+            reply: Reply::F32,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            context: None,
+            deadline: Duration::from_secs(1),
+            dial: Dial::default(),
+        }
+    }
+
+    /// How long a pass over `rows` rows may wait for servers: a server computes rows of a batch one after another,
+    /// so eight rows cost what one token may.
+    pub fn patience(&self, rows: usize) -> Duration {
+        self.deadline * u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX).max(1)
+    }
+}

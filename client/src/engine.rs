@@ -1,0 +1,175 @@
+//! The loaded model: immutable, shared by every session.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_experts::{
+    Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, Tensor,
+    matmul,
+};
+use outrigger_router::{Gate, Groups, Residency, Scoring};
+
+use crate::config::EngineConfig;
+use crate::error::{Error, Result};
+use crate::fleet::{Fleet, Identity, ServerStatus};
+use crate::sample::SamplerConfig;
+use crate::session::Session;
+use crate::sizes::Sizes;
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::trunk::Trunk;
+
+/// A model that is ready to run: weights mapped, experts cached, servers tended to.
+pub struct Engine {
+    pub(crate) config: EngineConfig,
+    pub(crate) model: Arc<Model>,
+    pub(crate) store: ExpertStore,
+    pub(crate) fleet: Fleet,
+    pub(crate) gate: Gate,
+    pub(crate) trunk: Trunk,
+    pub(crate) pool: Pool,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    context: usize,
+}
+
+impl Engine {
+    /// Maps the model, sets up the expert cache, and greets the servers, for no longer than one deadline; a server
+    /// that is not there yet is found later.
+    ///
+    /// # Errors
+    /// A model file, tokenizer or server address that is unusable. A server that is down is no error.
+    pub async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
+        let model = Arc::new(Model::open(&config.model)?);
+        let spec = &model.spec;
+        let context = config.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
+        if context == 0 || context > spec.context {
+            return Err(Error::Context { wanted: context, limit: spec.context });
+        }
+        let identity = Identity {
+            fingerprint: model.gguf.fingerprint(),
+            layers: spec.n_layers,
+            experts: spec.n_experts,
+            width: spec.n_embd,
+        };
+        let fleet = Fleet::open(&config, identity)?;
+        let store = ExpertStore::open(model.clone(), config.expert_cache, config.elsewhere)?;
+        let engine = Engine {
+            gate: gate(spec),
+            trunk: Trunk::new(&model),
+            tokenizer: Tokenizer::from_gguf(model.gguf.meta())?,
+            template: ChatTemplate::from_gguf(model.gguf.meta())?,
+            pool: Pool::new(config.threads),
+            context,
+            store,
+            fleet,
+            model,
+            config,
+        };
+        engine.fleet.wait_up(engine.config.deadline).await;
+        Ok(Arc::new(engine))
+    }
+
+    /// A new, empty timeline.
+    ///
+    /// # Errors
+    /// A sampling parameter that means nothing.
+    pub fn session(self: &Arc<Engine>, sampler: SamplerConfig) -> Result<Session> {
+        Session::new(self.clone(), sampler)
+    }
+
+    /// The model's dimensions.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.model.spec
+    }
+
+    /// What the servers must have too.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.model.gguf.fingerprint()
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's chat template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
+    /// Positions of a session.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Every configured server's state.
+    pub fn servers(&self) -> Vec<ServerStatus> {
+        self.fleet.status()
+    }
+
+    /// Waits until every server is up, or for `patience`; whether they are.
+    pub async fn wait_connected(&self, patience: Duration) -> bool {
+        self.fleet.wait_up(patience).await
+    }
+
+    /// Asks no server any more, as if every link were cut, or ends that.
+    pub fn set_offline(&self, offline: bool) {
+        self.fleet.set_offline(offline);
+    }
+
+    /// Bytes by tier.
+    pub fn sizes(&self) -> Sizes {
+        Sizes::of(&self.model)
+    }
+
+    /// What the expert cache did so far.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.store.stats()
+    }
+
+    /// The expert cache.
+    pub fn store(&self) -> &ExpertStore {
+        &self.store
+    }
+
+    /// Where each expert of `layer` is, in the router's words.
+    pub(crate) fn residency(&self, layer: usize, out: &mut Vec<Residency>) {
+        out.clear();
+        let mut here = Vec::new();
+        self.store.residency(layer, &mut here);
+        out.extend(here.into_iter().map(|residency| match residency {
+            outrigger_experts::Residency::Hot => Residency::Hot,
+            outrigger_experts::Residency::Cold => Residency::Cold,
+            outrigger_experts::Residency::Absent => Residency::Absent,
+        }));
+    }
+
+    /// The weight of the shared expert for each row: the sigmoid of its own gate (Qwen2-MoE).
+    pub(crate) fn shared_weights(&self, gate: &Tensor, h: &mut Activations) -> Vec<f32> {
+        let mut logits = vec![0.0; h.rows()];
+        h.quantize(gate.ty().act_format());
+        matmul(&self.pool, gate.mat(), h, &mut logits);
+        logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()));
+        logits
+    }
+}
+
+/// Models are trained for far longer contexts than most uses need, and the KV cache is reserved for all of it.
+const DEFAULT_CONTEXT: usize = 4096;
+
+fn gate(spec: &ModelSpec) -> Gate {
+    Gate {
+        scoring: match spec.gating {
+            Gating::Softmax => Scoring::Softmax,
+            Gating::Sigmoid => Scoring::Sigmoid,
+            Gating::SoftmaxAfterTopK => Scoring::SoftmaxAfterTopK,
+        },
+        n_experts: spec.n_experts,
+        top_k: spec.n_used,
+        normalise: spec.norm_weights,
+        scale: spec.weights_scale,
+        groups: (spec.n_groups > 1)
+            .then_some(Groups { count: spec.n_groups, used: spec.n_groups_used }),
+        bias: None,
+    }
+}

@@ -1,0 +1,79 @@
+//! What can go wrong on the device.
+
+use crate::sample::SamplerError;
+use crate::text::TextError;
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate. A lost server is none: it ends in marked, degraded output.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model file is unusable.
+    #[error(transparent)]
+    Model(#[from] outrigger_experts::Error),
+    /// The model's tokenizer or chat template is unusable.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A sampling parameter means nothing.
+    #[error(transparent)]
+    Sampler(#[from] SamplerError),
+    /// A server's address is no address.
+    #[error("server `{url}`: expected host:port, http://host:port or https://host:port")]
+    ServerUrl {
+        /// What was given.
+        url: String,
+        /// What the parser said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The certificate authority cannot be read.
+    #[error("{}: cannot read the certificate authority", path.display())]
+    TlsCa {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Experts can run nowhere, and the configuration says to fail rather than degrade.
+    #[error(
+        "layer {layer}: experts {experts:?} are neither here nor on a server that answers ({reason})"
+    )]
+    Missing {
+        /// The layer.
+        layer: usize,
+        /// The experts.
+        experts: Vec<u16>,
+        /// Why no server ran them.
+        reason: String,
+    },
+    /// The session's KV cache is full.
+    #[error(
+        "the context holds {capacity} tokens, {wanted} are needed; raise it with a larger context"
+    )]
+    ContextFull {
+        /// Positions that the cache has.
+        capacity: usize,
+        /// Positions that were asked for.
+        wanted: usize,
+    },
+    /// The context that was asked for is unusable.
+    #[error("a context of {wanted} tokens: expected 1 to {limit}, which the model was trained for")]
+    Context {
+        /// What was asked for.
+        wanted: usize,
+        /// The model's own limit.
+        limit: usize,
+    },
+    /// A token id is not in the vocabulary.
+    #[error("token id {id}: the vocabulary has {vocab}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        vocab: usize,
+    },
+    /// A session was stepped before it was given a token.
+    #[error("the session is empty: push a token before the first step")]
+    Empty,
+}

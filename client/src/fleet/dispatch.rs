@@ -1,0 +1,274 @@
+//! Sending a layer's remote groups, and believing nothing that comes back unchecked.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use outrigger_experts::{ActFormat, Activations};
+use outrigger_proto::encoding::{self, Decoded};
+use outrigger_proto::v1::{self, Encoding, ForwardRequest, ForwardResponse};
+use outrigger_router::{Failure, Group, Partial};
+use prost::Message as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::Fleet;
+use crate::config::Reply;
+
+/// What goes to the servers for one layer.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) layer: usize,
+    /// Each server's share, by ascending server.
+    pub(crate) shares: Vec<(u16, Vec<Group>)>,
+    /// The layer's normed activations, already in `format`.
+    pub(crate) x: &'a Activations,
+    pub(crate) format: ActFormat,
+}
+
+/// Calls on the wire. Dropping it cancels them.
+pub(crate) struct Flight {
+    calls: JoinSet<Landed>,
+}
+
+/// One server's share after its call ended.
+pub(crate) struct Landed {
+    pub(crate) server: u16,
+    pub(crate) share: Vec<Group>,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+    pub(crate) answer: Result<Answer, CallError>,
+}
+
+/// A checked answer.
+pub(crate) struct Answer {
+    /// The rows that the sums are for, ascending.
+    pub(crate) rows: Vec<u32>,
+    /// One weighted sum a row, `[rows, width]`.
+    pub(crate) sums: Vec<f32>,
+    /// Experts of the share that the server does not hold.
+    pub(crate) not_run: Vec<u16>,
+}
+
+impl Answer {
+    /// The sums as a partial over all rows of the pass, covering the groups that ran.
+    pub(crate) fn spread(&self, ran: &[Group], rows: usize, width: usize) -> Partial {
+        let mut partial = Partial::zeros(rows, width);
+        for (&row, sum) in self.rows.iter().zip(self.sums.chunks_exact(width)) {
+            partial.sums[row as usize * width..][..width].copy_from_slice(sum);
+        }
+        partial.cover(ran);
+        partial
+    }
+}
+
+/// Why a call gave nothing to merge.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    #[error("serves another model (`{found}`)")]
+    WrongModel { found: String },
+    #[error("bad answer: {0}")]
+    BadAnswer(String),
+    #[error("overloaded: {message}")]
+    Overloaded { retry_after: Duration, message: String },
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(Box<tonic::Status>),
+}
+
+impl Flight {
+    /// Waits until every call has ended: answered, failed or late. Sorted by server, so that sums are added in the
+    /// same order whatever the order of arrival.
+    pub(crate) async fn land(self) -> Vec<Landed> {
+        let mut landed = self.calls.join_all().await;
+        landed.sort_unstable_by_key(|call| call.server);
+        landed
+    }
+}
+
+pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
+    let mut calls = JoinSet::new();
+    for (id, share) in outgoing.shares {
+        let server = fleet.servers[usize::from(id)].clone();
+        let rows = named_rows(&share);
+        let request = ForwardRequest {
+            request_id: fleet.next_request_id(),
+            fingerprint: Bytes::copy_from_slice(fleet.identity.fingerprint.as_bytes()),
+            layer: outgoing.layer as u32,
+            rows: rows.len() as u32,
+            encoding: wire_format(outgoing.format).into(),
+            activations: encode_rows(outgoing.x, outgoing.format, &rows),
+            groups: wire_groups(&share, &rows),
+            reply: reply_encoding(fleet.config.reply).into(),
+        };
+        let bytes_up = request.encoded_len() as u64;
+        let width = fleet.identity.width;
+        let started = Instant::now();
+        let expert_rows = share.iter().map(|group| group.rows.len()).sum();
+        let deadline = deadline.min(started + server.deadline(expert_rows));
+        calls.spawn(async move {
+            let expected = Expected::of(&request, &share, width);
+            let called = async {
+                let mut client = server.client().ok_or_else(CallError::gone)?;
+                Ok(client.forward(request).await?.into_inner())
+            };
+            let response = match tokio::time::timeout_at(deadline, called).await {
+                Ok(response) => response,
+                Err(_) => Err(CallError::Timeout(deadline - started)),
+            };
+            let bytes_down = response.as_ref().map_or(0, |r| r.encoded_len() as u64);
+            let answer = response.and_then(|response| {
+                let answer = expected.check(response, rows)?;
+                server.on_success(started.elapsed(), expert_rows);
+                Ok(answer)
+            });
+            if let Err(error) = &answer {
+                server.on_failure(error);
+            }
+            Landed { server: id, share, bytes_up, bytes_down, answer }
+        });
+    }
+    Flight { calls }
+}
+
+/// What an answer must look like to be believed.
+struct Expected {
+    request_id: u64,
+    layer: u32,
+    rows: usize,
+    width: usize,
+    reply: Encoding,
+    experts: Vec<u16>,
+}
+
+impl Expected {
+    fn of(request: &ForwardRequest, share: &[Group], width: usize) -> Expected {
+        Expected {
+            request_id: request.request_id,
+            layer: request.layer,
+            rows: request.rows as usize,
+            width,
+            reply: request.reply(),
+            experts: share.iter().map(|group| group.expert).collect(),
+        }
+    }
+
+    fn check(&self, response: ForwardResponse, rows: Vec<u32>) -> Result<Answer, CallError> {
+        let same = |field: &str, found: u64, expected: u64| match found == expected {
+            true => Ok(()),
+            false => Err(CallError::BadAnswer(format!("{field} {found}, expected {expected}"))),
+        };
+        same("request_id", response.request_id, self.request_id)?;
+        same("layer", response.layer.into(), self.layer.into())?;
+        same("rows", response.rows.into(), self.rows as u64)?;
+        same("encoding", response.encoding as u64, self.reply as u64)?;
+        let mut not_run = Vec::with_capacity(response.not_run.len().min(self.experts.len()));
+        for &expert in &response.not_run {
+            match u16::try_from(expert).ok().filter(|e| self.experts.contains(e)) {
+                Some(expert) => not_run.push(expert),
+                None => return Err(CallError::BadAnswer(format!("not_run names expert {expert}"))),
+            }
+        }
+        let decoded = encoding::decode(self.reply, self.rows, self.width, &response.sums)
+            .map_err(|error| CallError::BadAnswer(error.to_string()))?;
+        let Decoded::F32(sums) = decoded else {
+            return Err(CallError::BadAnswer("sums are no floats".to_owned()));
+        };
+        Ok(Answer { rows, sums, not_run })
+    }
+}
+
+impl CallError {
+    fn gone() -> CallError {
+        CallError::Status(Box::new(tonic::Status::unavailable("the connection is gone")))
+    }
+
+    /// What the link makes of it.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            CallError::Timeout(_) => Failure::Timeout,
+            CallError::WrongModel { .. } => Failure::WrongModel,
+            CallError::BadAnswer(_) => Failure::BadAnswer,
+            CallError::Overloaded { retry_after, .. } => {
+                Failure::Overloaded { retry_after: *retry_after }
+            }
+            CallError::Status(status) => match status.code() {
+                tonic::Code::InvalidArgument
+                | tonic::Code::DataLoss
+                | tonic::Code::Unimplemented => Failure::BadAnswer,
+                _ => Failure::Transport,
+            },
+        }
+    }
+}
+
+impl From<tonic::Status> for CallError {
+    fn from(status: tonic::Status) -> CallError {
+        let pushback = status.metadata().get("grpc-retry-pushback-ms");
+        let millis = pushback.and_then(|value| value.to_str().ok()?.parse().ok());
+        match (status.code(), millis) {
+            (tonic::Code::FailedPrecondition, _) => {
+                CallError::WrongModel { found: status.message().to_owned() }
+            }
+            (tonic::Code::Unavailable | tonic::Code::ResourceExhausted, Some(millis)) => {
+                CallError::Overloaded {
+                    retry_after: Duration::from_millis(millis),
+                    message: status.message().to_owned(),
+                }
+            }
+            _ => CallError::Status(Box::new(status)),
+        }
+    }
+}
+
+/// The rows that any group names, ascending: only these travel.
+fn named_rows(share: &[Group]) -> Vec<u32> {
+    let mut rows: Vec<u32> = share.iter().flat_map(|group| &group.rows).map(|row| row.0).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    rows
+}
+
+fn wire_groups(share: &[Group], rows: &[u32]) -> Vec<v1::Group> {
+    let place = |row: &u32| rows.binary_search(row).expect("every named row travels") as u32;
+    let group = |group: &Group| v1::Group {
+        expert: group.expert.into(),
+        rows: group.rows.iter().map(|(row, _)| place(row)).collect(),
+        weights: group.rows.iter().map(|(_, weight)| *weight).collect(),
+    };
+    share.iter().map(group).collect()
+}
+
+fn wire_format(format: ActFormat) -> Encoding {
+    match format {
+        ActFormat::F32 => Encoding::F32,
+        ActFormat::Q8_0 => Encoding::Q80,
+        ActFormat::Q8_K => Encoding::Q8K,
+    }
+}
+
+fn reply_encoding(reply: Reply) -> Encoding {
+    match reply {
+        Reply::F32 => Encoding::F32,
+        Reply::F16 => Encoding::F16,
+    }
+}
+
+/// The rows in the kernel's own blocks: the very numbers that the device would have computed with.
+fn encode_rows(x: &Activations, format: ActFormat, rows: &[u32]) -> Bytes {
+    match format {
+        ActFormat::F32 => encoding::encode_f32(&gather(x.f32(), x.rows(), rows)),
+        ActFormat::Q8_0 => {
+            let (scales, values) = x.q8_0();
+            encoding::encode_q8_0(&gather(scales, x.rows(), rows), &gather(values, x.rows(), rows))
+        }
+        ActFormat::Q8_K => {
+            let (scales, values) = x.q8_k();
+            encoding::encode_q8_k(&gather(scales, x.rows(), rows), &gather(values, x.rows(), rows))
+        }
+    }
+}
+
+fn gather<T: Copy>(all: &[T], total: usize, rows: &[u32]) -> Vec<T> {
+    let width = all.len() / total;
+    rows.iter().flat_map(|&row| &all[row as usize * width..][..width]).copied().collect()
+}

@@ -1,0 +1,284 @@
+//! One server: its link, its connection, and the task that tends to both.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeRequest, DescribeResponse};
+use outrigger_router::{Link, LinkConfig, State as LinkState};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use super::dispatch::CallError;
+use super::{Dial, Identity, RosterEntry, ServerStatus};
+use crate::config::EngineConfig;
+use crate::error::{Error, Result};
+
+/// How long a connection may take to open, and a probe to be answered.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A peer that is silent for this long is asked for a sign of life, and given up after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+/// HTTP/2 flow-control windows: a prefill batch's sums fit without a round trip for more window.
+const STREAM_WINDOW: u32 = 8 << 20;
+/// The largest answer that is read.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// Which experts a server holds, by layer.
+#[derive(Debug)]
+pub(crate) struct Held(Vec<Vec<bool>>);
+
+impl Held {
+    /// Whether each expert of `layer` is held.
+    pub(crate) fn layer(&self, layer: usize) -> &[bool] {
+        &self.0[layer]
+    }
+
+    fn from_description(description: &DescribeResponse, identity: &Identity) -> Held {
+        let mut held = vec![vec![false; identity.experts]; identity.layers];
+        for part in &description.held {
+            let layers = part.first_layer as usize..=part.last_layer as usize;
+            let experts = part.first_expert as usize..=part.last_expert as usize;
+            for (_, layer) in held.iter_mut().enumerate().filter(|(l, _)| layers.contains(l)) {
+                for (_, flag) in layer.iter_mut().enumerate().filter(|(e, _)| experts.contains(e)) {
+                    *flag = true;
+                }
+            }
+        }
+        Held(held)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Server {
+    pub(super) id: u16,
+    url: String,
+    endpoint: Endpoint,
+    dial: Dial,
+    identity: Arc<Identity>,
+    state: Mutex<State>,
+    /// Wakes the tender after a failure.
+    failed: Notify,
+    /// Tells the fleet that the server came up.
+    up: Arc<Notify>,
+    epoch: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    link: Link,
+    peer: Option<Peer>,
+    fault: Option<(Duration, String)>,
+}
+
+#[derive(Clone, Debug)]
+struct Peer {
+    client: ExpertsClient<Channel>,
+    held: Arc<Held>,
+}
+
+impl Server {
+    pub(super) fn new(
+        id: u16,
+        url: &str,
+        config: &EngineConfig,
+        identity: Arc<Identity>,
+        up: Arc<Notify>,
+        epoch: Instant,
+    ) -> Result<Server> {
+        let link = Link::new(link_config(config), u64::from(id));
+        Ok(Server {
+            id,
+            url: url.to_owned(),
+            endpoint: endpoint(url, config)?,
+            dial: config.dial.clone(),
+            identity,
+            state: Mutex::new(State { link, peer: None, fault: None }),
+            failed: Notify::new(),
+            up,
+            epoch,
+        })
+    }
+
+    /// Probes the server whenever its link is not up. Never returns.
+    pub(super) async fn tend(self: Arc<Server>) {
+        loop {
+            let next = { self.state().link.next_probe(self.now()) };
+            match next {
+                None => self.failed.notified().await,
+                Some(at) => {
+                    tokio::time::sleep_until(self.epoch + at).await;
+                    self.probe().await;
+                }
+            }
+        }
+    }
+
+    async fn probe(&self) {
+        let known = self.state().peer.clone();
+        let started = self.now();
+        let found = match tokio::time::timeout(CONNECT_TIMEOUT, self.describe(known)).await {
+            Ok(found) => found,
+            Err(_) => Err(CallError::Timeout(CONNECT_TIMEOUT)),
+        };
+        let now = self.now();
+        let mut state = self.state();
+        match found {
+            Ok(peer) => {
+                state.peer = Some(peer);
+                state.link.on_probe(now, Ok(now.saturating_sub(started)));
+                if state.link.state(now) == LinkState::Up {
+                    tracing::info!(server = %self.url, "up");
+                    self.up.notify_waiters();
+                }
+            }
+            Err(error) => {
+                tracing::debug!(server = %self.url, %error, "probe failed");
+                state.peer = None;
+                state.link.on_probe(now, Err(error.failure()));
+                state.fault = Some((now, error.to_string()));
+            }
+        }
+    }
+
+    /// Asks who is there, over the connection of the last good probe or a fresh one, and checks that it has this model.
+    async fn describe(&self, known: Option<Peer>) -> Result<Peer, CallError> {
+        let mut client = match known {
+            Some(peer) => peer.client,
+            None => ExpertsClient::new(self.dial.0(self.endpoint.clone()))
+                .max_decoding_message_size(MAX_ANSWER_BYTES)
+                .max_encoding_message_size(MAX_ANSWER_BYTES),
+        };
+        let description = client.describe(DescribeRequest {}).await?.into_inner();
+        let identity = &self.identity;
+        if description.fingerprint != identity.fingerprint.as_bytes()[..] {
+            return Err(CallError::WrongModel { found: description.model });
+        }
+        let shape = (description.layers, description.experts, description.width);
+        let expected = (identity.layers as u32, identity.experts as u32, identity.width as u32);
+        if shape != expected {
+            return Err(CallError::BadAnswer(format!(
+                "describes (layers, experts, width) {shape:?}, expected {expected:?}"
+            )));
+        }
+        let held = Arc::new(Held::from_description(&description, identity));
+        Ok(Peer { client, held })
+    }
+
+    /// The connection, if calls may go out now.
+    pub(super) fn client(&self) -> Option<ExpertsClient<Channel>> {
+        let now = self.now();
+        let state = self.state();
+        if state.link.may_send(now) {
+            state.peer.as_ref().map(|peer| peer.client.clone())
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn entry(&self) -> Option<RosterEntry> {
+        let now = self.now();
+        let state = self.state();
+        if !state.link.may_send(now) {
+            return None;
+        }
+        let held = state.peer.as_ref()?.held.clone();
+        let (trip, per_row) = (state.link.trip(now), state.link.per_row(now));
+        Some(RosterEntry { server: self.id, held, trip, per_row })
+    }
+
+    /// How long an answer about `rows` rows, counted once for each expert, may take before it counts as lost.
+    pub(super) fn deadline(&self, rows: usize) -> Duration {
+        let now = self.now();
+        self.state().link.deadline(now, rows)
+    }
+
+    pub(super) fn on_success(&self, trip: Duration, rows: usize) {
+        let now = self.now();
+        self.state().link.on_success(now, trip, rows);
+    }
+
+    pub(super) fn on_failure(&self, error: &CallError) {
+        let now = self.now();
+        tracing::debug!(server = %self.url, %error, "call failed");
+        let mut state = self.state();
+        state.link.on_failure(now, error.failure());
+        state.fault = Some((now, error.to_string()));
+        if state.link.state(now) != LinkState::Up {
+            // A half-open connection would swallow the probes too: they dial afresh.
+            state.peer = None;
+            self.failed.notify_one();
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        let now = self.now();
+        self.state().link.state(now) == LinkState::Up
+    }
+
+    /// The time and text of the last fault.
+    pub(super) fn last_fault(&self) -> Option<(Duration, String)> {
+        let state = self.state();
+        state.fault.as_ref().map(|(at, text)| (*at, format!("{}: {text}", self.url)))
+    }
+
+    pub(super) fn status(&self) -> ServerStatus {
+        let now = self.now();
+        let state = self.state();
+        ServerStatus {
+            url: self.url.clone(),
+            state: state.link.state(now),
+            trip: state.link.trip(now),
+            fault: state.fault.as_ref().map(|(_, text)| text.clone()),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// No call waits longer than a token may.
+fn link_config(config: &EngineConfig) -> LinkConfig {
+    let default = LinkConfig::default();
+    LinkConfig {
+        min_deadline: default.min_deadline.min(config.deadline),
+        max_deadline: config.deadline,
+        ..default
+    }
+}
+
+fn endpoint(url: &str, config: &EngineConfig) -> Result<Endpoint> {
+    let bad_url = |source: Box<dyn std::error::Error + Send + Sync>| Error::ServerUrl {
+        url: url.to_owned(),
+        source,
+    };
+    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+    let uri: tonic::transport::Uri = full.parse().map_err(|e| bad_url(Box::new(e)))?;
+    if uri.port_u16().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(bad_url("scheme or port is missing".into()));
+    }
+    let https = uri.scheme_str() == Some("https");
+    let endpoint = Endpoint::from(uri)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(STREAM_WINDOW);
+    if !https {
+        return Ok(endpoint);
+    }
+    let mut tls = ClientTlsConfig::new().with_enabled_roots();
+    if let Some(path) = &config.tls_ca {
+        let pem =
+            std::fs::read(path).map_err(|source| Error::TlsCa { path: path.clone(), source })?;
+        tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    }
+    endpoint.tls_config(tls).map_err(|e| bad_url(Box::new(e)))
+}

@@ -1,0 +1,175 @@
+//! The forward pass, as the papers write it: embed, attend, experts, read out.
+
+use outrigger_experts::ops::{self, Attention, attend};
+use outrigger_experts::{
+    Activations, LayerTensors, ModelSpec, Tensor, dequantize, matmul, matmul_many,
+};
+use tokio::time::Instant;
+
+use crate::engine::Engine;
+use crate::error::Result;
+use crate::kv::KvCache;
+use crate::moe::{Moe, MoeScratch};
+use crate::pass::Pass;
+use crate::trunk::TrunkLayer;
+
+/// Buffers that one session reuses from pass to pass.
+pub(crate) struct Scratch {
+    /// The residual stream, `[rows, width]`.
+    x: Vec<f32>,
+    /// The normed residual stream.
+    h: Vec<f32>,
+    acts: Activations,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Attention's output, `[rows, heads * head_dim]`.
+    attended: Vec<f32>,
+    attended_acts: Activations,
+    moe: MoeScratch,
+}
+
+impl Scratch {
+    pub(crate) fn new(spec: &ModelSpec) -> Scratch {
+        Scratch {
+            x: Vec::new(),
+            h: Vec::new(),
+            acts: Activations::new(spec.n_embd),
+            q: Vec::new(),
+            k: Vec::new(),
+            v: Vec::new(),
+            attended: Vec::new(),
+            attended_acts: Activations::new(spec.n_heads * spec.head_dim),
+            moe: MoeScratch::default(),
+        }
+    }
+}
+
+/// One pass over a batch of new tokens of one session.
+pub(crate) struct Forward<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) kv: &'a mut KvCache,
+    pub(crate) scratch: &'a mut Scratch,
+    /// Logits of every row rather than of the last one.
+    pub(crate) all_logits: bool,
+}
+
+impl Forward<'_> {
+    /// Computes `tokens` behind what the KV cache holds and leaves the logits, `[rows, vocab]` or `[vocab]`.
+    pub(crate) async fn run(mut self, tokens: &[u32], logits: &mut Vec<f32>) -> Result<Pass> {
+        let deadline = Instant::now() + self.engine.config.patience(tokens.len());
+        let mut pass = Pass::new(tokens.len());
+        self.embed(tokens);
+        for (layer, tensors) in self.engine.model.layers.iter().enumerate() {
+            self.attend(layer, tensors);
+            self.norm(&self.engine.trunk.layers[layer].ffn_norm);
+            let Scratch { x, acts, moe, .. } = &mut *self.scratch;
+            multiply(self.engine, &tensors.router, acts, &mut moe.router_logits);
+            let engine = self.engine;
+            Moe { engine, layer, deadline, h: acts, scratch: moe, pass: &mut pass }.run(x).await?;
+        }
+        self.kv.commit(tokens.len());
+        self.read_out(logits);
+        Ok(pass)
+    }
+
+    fn embed(&mut self, tokens: &[u32]) {
+        let (table, width) = (&self.engine.model.token_embd, self.engine.model.spec.n_embd);
+        let row_bytes = table.byte_len() / table.rows();
+        self.scratch.x.resize(tokens.len() * width, 0.0);
+        for (&token, x) in tokens.iter().zip(self.scratch.x.chunks_exact_mut(width)) {
+            let bytes = &table.bytes()[token as usize * row_bytes..][..row_bytes];
+            dequantize(table.ty(), bytes, x);
+        }
+    }
+
+    /// x += W_o attention(rope(norm(W_q h)), rope(norm(W_k h)), W_v h)
+    fn attend(&mut self, layer: usize, tensors: &LayerTensors) {
+        let small = &self.engine.trunk.layers[layer];
+        self.norm(&small.attn_norm);
+        self.project(tensors, small);
+        let (spec, first) = (&self.engine.model.spec, self.kv.len());
+        let Scratch { x, h, acts, q, k, v, attended, attended_acts, .. } = &mut *self.scratch;
+        for (values, weight) in [(&mut *q, &small.q_norm), (&mut *k, &small.k_norm)] {
+            if let Some(weight) = weight {
+                norm_groups(values, weight, spec.norm_eps, h);
+            }
+        }
+        let rope = &self.engine.trunk.rope;
+        rope.turn(q, spec.n_heads, first);
+        rope.turn(k, spec.n_kv_heads, first);
+        self.kv.store(layer, k, v);
+        let kv = self.kv.layer(layer);
+        attended.resize(q.len(), 0.0);
+        let attention = Attention {
+            n_heads: spec.n_heads,
+            n_kv_heads: spec.n_kv_heads,
+            head_dim: spec.head_dim,
+            capacity: self.kv.capacity(),
+            scale: 1.0 / (spec.head_dim as f32).sqrt(),
+        };
+        let positions: Vec<usize> = (first..first + acts.rows()).collect();
+        attend(&self.engine.pool, &attention, q, &kv.keys, &kv.values, &positions, attended);
+        attended_acts.set(attended);
+        multiply(self.engine, &tensors.o, attended_acts, h);
+        ops::add(h, x);
+    }
+
+    /// h = norm(x), ready to be multiplied.
+    fn norm(&mut self, weight: &[f32]) {
+        let Scratch { x, h, acts, .. } = &mut *self.scratch;
+        h.resize(x.len(), 0.0);
+        for (x, h) in x.chunks_exact(weight.len()).zip(h.chunks_exact_mut(weight.len())) {
+            ops::rms_norm(x, weight, self.engine.model.spec.norm_eps, h);
+        }
+        acts.set(h);
+    }
+
+    /// q, k, v = W h + b, all three in one parallel region.
+    fn project(&mut self, tensors: &LayerTensors, small: &TrunkLayer) {
+        let Scratch { acts, q, k, v, .. } = &mut *self.scratch;
+        let rows = acts.rows();
+        for (weight, out) in [(&tensors.q, &mut *q), (&tensors.k, &mut *k), (&tensors.v, &mut *v)] {
+            acts.quantize(weight.ty().act_format());
+            out.resize(rows * weight.rows(), 0.0);
+        }
+        let all = &mut [
+            (tensors.q.mat(), &mut q[..]),
+            (tensors.k.mat(), &mut k[..]),
+            (tensors.v.mat(), &mut v[..]),
+        ];
+        matmul_many(&self.engine.pool, all, acts);
+        let biases = [(&small.q_bias, q), (&small.k_bias, k), (&small.v_bias, v)];
+        for (bias, out) in biases {
+            let Some(bias) = bias else { continue };
+            out.chunks_exact_mut(bias.len()).for_each(|row| ops::add(bias, row));
+        }
+    }
+
+    /// logits = W_out norm(x), of the last row or of all.
+    fn read_out(&mut self, logits: &mut Vec<f32>) {
+        let model = &self.engine.model;
+        if !self.all_logits {
+            let last = self.scratch.x.len() - model.spec.n_embd;
+            self.scratch.x.drain(..last);
+        }
+        self.norm(&self.engine.trunk.output_norm);
+        multiply(self.engine, &model.output, &mut self.scratch.acts, logits);
+    }
+}
+
+/// out = W h, `[rows, w.rows()]`.
+fn multiply(engine: &Engine, weight: &Tensor, h: &mut Activations, out: &mut Vec<f32>) {
+    h.quantize(weight.ty().act_format());
+    out.resize(h.rows() * weight.rows(), 0.0);
+    matmul(&engine.pool, weight.mat(), h, out);
+}
+
+/// Norms groups of the weight's length: a head each (Qwen3) or the whole row (OLMoE).
+fn norm_groups(values: &mut [f32], weight: &[f32], eps: f32, scratch: &mut Vec<f32>) {
+    scratch.resize(weight.len(), 0.0);
+    for group in values.chunks_exact_mut(weight.len()) {
+        ops::rms_norm(group, weight, eps, scratch);
+        group.copy_from_slice(scratch);
+    }
+}

@@ -1,0 +1,260 @@
+//! One layer's experts: route, place, dispatch, run what is here meanwhile, combine, repair what is missing.
+
+use outrigger_experts::{ActFormat, Activations, FfnScratch, ops, run_experts};
+use outrigger_router::{
+    Costs, Group, Partial, Placement, Residency, Routing, combine, group, place, repair,
+};
+use tokio::time::Instant;
+
+use crate::config::{Elsewhere, OnMiss};
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::fleet::{Landed, Outgoing};
+use crate::pass::Pass;
+
+/// Buffers that one session reuses from layer to layer.
+#[derive(Default)]
+pub(crate) struct MoeScratch {
+    pub(crate) router_logits: Vec<f32>,
+    routing: Routing,
+    residency: Vec<Residency>,
+    ffn: FfnScratch,
+    /// What the routed experts add up to.
+    sum: Partial,
+}
+
+/// One layer's work on one batch of rows.
+pub(crate) struct Moe<'a> {
+    pub(crate) engine: &'a Engine,
+    pub(crate) layer: usize,
+    /// When the pass stops waiting for servers.
+    pub(crate) deadline: Instant,
+    /// The normed rows.
+    pub(crate) h: &'a mut Activations,
+    pub(crate) scratch: &'a mut MoeScratch,
+    pub(crate) pass: &'a mut Pass,
+}
+
+impl Moe<'_> {
+    /// Adds to `x`, `[rows, width]`, the shared expert and the routed experts of `h`, as `scratch.router_logits`
+    /// choose them.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] where the configuration says to fail rather than degrade.
+    pub(crate) async fn run(mut self, x: &mut [f32]) -> Result<()> {
+        self.route();
+        let mut work = group(&self.scratch.routing);
+        let mut missing = Vec::new();
+        let mut failed = Vec::new();
+        let mut first = true;
+        // A second round only happens when a server or a file failed in the first.
+        while !work.is_empty() {
+            let placement = self.place(&work, &failed);
+            work = Vec::new();
+            if !placement.missing.is_empty() {
+                let retry = self.on_missing(placement.missing, &mut missing, &mut failed).await?;
+                work.extend(retry);
+            }
+            let deadline = self.deadline;
+            let flight = self.engine.fleet.start(self.outgoing(placement.remote), deadline);
+            if std::mem::take(&mut first) {
+                self.run_shared(x);
+            }
+            work.extend(self.run_local(&placement.local)?);
+            work.extend(self.merge(flight.land().await, &mut failed));
+            work = regroup(work);
+        }
+        self.admit(&missing)?;
+        self.repair(&missing)?;
+        ops::add(&self.scratch.sum.sums, x);
+        for row in 0..self.scratch.routing.rows() {
+            let (arrived, routed) = (self.scratch.sum.mass[row], self.scratch.routing.mass(row));
+            self.pass.add_mass(row, arrived, routed);
+        }
+        Ok(())
+    }
+
+    fn route(&mut self) {
+        let scratch = &mut *self.scratch;
+        self.engine.gate.route_into(&scratch.router_logits, &mut scratch.routing);
+        let rows = scratch.routing.rows();
+        reset(&mut scratch.sum.sums, rows * self.h.cols());
+        reset(&mut scratch.sum.mass, rows);
+    }
+
+    fn place(&mut self, work: &[Group], failed: &[u16]) -> Placement {
+        let engine = self.engine;
+        engine.residency(self.layer, &mut self.scratch.residency);
+        let costs = Costs { cold_load: engine.store.cold_load(self.layer) };
+        let roster = engine.fleet.roster(failed);
+        place(work, &self.scratch.residency, &roster.sites(self.layer), &costs)
+    }
+
+    fn outgoing(&mut self, shares: Vec<(u16, Vec<Group>)>) -> Outgoing<'_> {
+        let format = self.wire_format();
+        if !shares.is_empty() {
+            self.h.quantize(format);
+        }
+        Outgoing { layer: self.layer, shares, x: self.h, format }
+    }
+
+    /// The form in which the experts of the layer read their input, so that the wire rounds nothing that the device
+    /// would not have rounded; plain floats where the two matrices differ.
+    fn wire_format(&self) -> ActFormat {
+        let expert = self.engine.model.experts[self.layer].expert(0);
+        let format = expert.gate_proj.ty().act_format();
+        if expert.up_proj.ty().act_format() == format { format } else { ActFormat::F32 }
+    }
+
+    /// The shared expert is one more expert, whose weight is the sigmoid of its own gate.
+    fn run_shared(&mut self, x: &mut [f32]) {
+        let Some(shared) = &self.engine.model.layers[self.layer].shared else { return };
+        let weights = self.engine.shared_weights(&shared.gate_inp, self.h);
+        let rows: Vec<_> = (0..).zip(weights).collect();
+        let group = outrigger_experts::Group {
+            gate_proj: shared.gate_proj.mat(),
+            up_proj: shared.up_proj.mat(),
+            down_proj: shared.down_proj.mat(),
+            rows: &rows,
+        };
+        run_experts(&self.engine.pool, self.h, &[group], &mut self.scratch.ffn, x);
+    }
+
+    /// Runs groups on the device and counts them; gives back those whose weights could not be read.
+    fn run_local(&mut self, groups: &[Group]) -> Result<Vec<Group>> {
+        let (ran, unread) = self.run_here(groups)?;
+        self.scratch.sum.cover(&ran);
+        self.pass.tally.local += calls(&ran);
+        Ok(unread)
+    }
+
+    /// Runs those of `groups` whose weights can be read; gives back them and the others.
+    fn run_here(&mut self, groups: &[Group]) -> Result<(Vec<Group>, Vec<Group>)> {
+        let ids: Vec<u16> = groups.iter().map(|group| group.expert).collect();
+        let pinned = self.engine.store.acquire(self.layer, &ids)?;
+        let (ready, unread): (Vec<_>, Vec<_>) =
+            groups.iter().cloned().partition(|group| pinned.get(group.expert).is_some());
+        let tensors: Vec<_> = ready.iter().filter_map(|group| pinned.get(group.expert)).collect();
+        let runnable: Vec<_> = ready
+            .iter()
+            .zip(&tensors)
+            .map(|(group, tensors)| outrigger_experts::Group {
+                gate_proj: tensors.gate_proj.mat(),
+                up_proj: tensors.up_proj.mat(),
+                down_proj: tensors.down_proj.mat(),
+                rows: &group.rows,
+            })
+            .collect();
+        let scratch = &mut *self.scratch;
+        run_experts(&self.engine.pool, self.h, &runnable, &mut scratch.ffn, &mut scratch.sum.sums);
+        Ok((ready, unread))
+    }
+
+    /// Adds the servers' sums; gives back what they did not run, and notes who.
+    fn merge(&mut self, flights: Vec<Landed>, failed: &mut Vec<u16>) -> Vec<Group> {
+        let mut left = Vec::new();
+        let mut partials = Vec::new();
+        for landed in flights {
+            self.pass.tally.bytes_up += landed.bytes_up;
+            self.pass.tally.bytes_down += landed.bytes_down;
+            let Ok(answer) = landed.answer else {
+                failed.push(landed.server);
+                left.extend(landed.share);
+                continue;
+            };
+            let (not_run, ran): (Vec<_>, Vec<_>) =
+                landed.share.into_iter().partition(|group| answer.not_run.contains(&group.expert));
+            self.pass.tally.remote += calls(&ran);
+            partials.push((landed.server, answer.spread(&ran, self.h.rows(), self.h.cols())));
+            if !not_run.is_empty() {
+                failed.push(landed.server);
+                left.extend(not_run);
+            }
+        }
+        combine(&mut self.scratch.sum, &mut partials);
+        left
+    }
+
+    /// What nobody can run now is waited for, refused, or counted as missing; gives back what to try again.
+    async fn on_missing(
+        &mut self,
+        groups: Vec<Group>,
+        missing: &mut Vec<Group>,
+        failed: &mut Vec<u16>,
+    ) -> Result<Vec<Group>> {
+        match self.engine.config.on_miss {
+            OnMiss::Degrade => {
+                missing.extend(groups);
+                Ok(Vec::new())
+            }
+            OnMiss::Wait => {
+                self.engine.fleet.wait_for_change().await;
+                failed.clear();
+                self.deadline = Instant::now() + self.engine.config.patience(self.pass.rows());
+                Ok(groups)
+            }
+            OnMiss::Fail => Err(Error::Missing {
+                layer: self.layer,
+                experts: groups.iter().map(|group| group.expert).collect(),
+                reason: self.engine.fleet.last_fault(),
+            }),
+        }
+    }
+
+    /// A device that holds no more than its cache learns its experts while it is connected, and only then.
+    fn admit(&mut self, missing: &[Group]) -> Result<()> {
+        let engine = self.engine;
+        let absent = engine.config.elsewhere == Elsewhere::Absent;
+        if absent && missing.is_empty() && engine.fleet.any_up() {
+            let mut used = self.scratch.routing.experts.clone();
+            used.sort_unstable();
+            used.dedup();
+            engine.store.admit(self.layer, &used)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the best of the rows that miss experts. What runs instead does not count into coverage.
+    fn repair(&mut self, missing: &[Group]) -> Result<()> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.pass.tally.missing += calls(missing);
+        self.pass.fault = Some(self.engine.fleet.last_fault());
+        let engine = self.engine;
+        engine.residency(self.layer, &mut self.scratch.residency);
+        let here: Vec<bool> =
+            self.scratch.residency.iter().map(|place| *place != Residency::Absent).collect();
+        let policy = engine.config.policy;
+        let repair = repair(policy, &engine.gate, &self.scratch.routing, missing, &here);
+        self.scratch.sum.rescale(&repair.scale);
+        let (ran, _) = self.run_here(&repair.extra)?;
+        self.pass.tally.substituted += calls(&ran);
+        Ok(())
+    }
+}
+
+/// Expert calls in some groups: one a row.
+fn calls(groups: &[Group]) -> u64 {
+    groups.iter().map(|group| group.rows.len() as u64).sum()
+}
+
+/// `len` zeros.
+fn reset<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+    values.clear();
+    values.resize(len, T::default());
+}
+
+/// Groups from several sites, one an expert again.
+fn regroup(mut groups: Vec<Group>) -> Vec<Group> {
+    groups.sort_by_key(|group| group.expert);
+    groups.dedup_by(|later, kept| {
+        let same = later.expert == kept.expert;
+        if same {
+            kept.rows.append(&mut later.rows);
+            kept.rows.sort_unstable_by_key(|row| row.0);
+        }
+        same
+    });
+    groups
+}

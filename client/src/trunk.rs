@@ -1,0 +1,76 @@
+//! The trunk's small vectors, decoded once: norms, biases and rotary frequencies. Its matrices stay in the map.
+
+use outrigger_experts::{Model, RopeStyle, Tensor, dequantize, ops};
+
+/// What the forward pass reads besides matrices.
+pub(crate) struct Trunk {
+    pub(crate) layers: Vec<TrunkLayer>,
+    pub(crate) output_norm: Vec<f32>,
+    pub(crate) rope: Rope,
+}
+
+/// One layer's norms and biases; the fields are those of [`outrigger_experts::LayerTensors`].
+pub(crate) struct TrunkLayer {
+    pub(crate) attn_norm: Vec<f32>,
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) q_norm: Option<Vec<f32>>,
+    pub(crate) k_norm: Option<Vec<f32>>,
+    pub(crate) q_bias: Option<Vec<f32>>,
+    pub(crate) k_bias: Option<Vec<f32>>,
+    pub(crate) v_bias: Option<Vec<f32>>,
+}
+
+impl Trunk {
+    pub(crate) fn new(model: &Model) -> Trunk {
+        let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(decode);
+        let layers = model.layers.iter().map(|layer| TrunkLayer {
+            attn_norm: decode(&layer.attn_norm),
+            ffn_norm: decode(&layer.ffn_norm),
+            q_norm: optional(&layer.q_norm),
+            k_norm: optional(&layer.k_norm),
+            q_bias: optional(&layer.q_bias),
+            k_bias: optional(&layer.k_bias),
+            v_bias: optional(&layer.v_bias),
+        });
+        let layers = layers.collect();
+        Trunk { layers, output_norm: decode(&model.output_norm), rope: Rope::new(model) }
+    }
+}
+
+fn decode(tensor: &Tensor) -> Vec<f32> {
+    let mut values = vec![0.0; tensor.cols() * tensor.rows()];
+    dequantize(tensor.ty(), tensor.bytes(), &mut values);
+    values
+}
+
+/// Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
+pub(crate) struct Rope {
+    style: RopeStyle,
+    head_dim: usize,
+    /// Angle a position, by pair.
+    frequencies: Vec<f32>,
+}
+
+impl Rope {
+    fn new(model: &Model) -> Rope {
+        let spec = &model.spec.rope;
+        let mut frequencies = ops::rope_frequencies(spec.dim, spec.base, spec.scale);
+        if let Some(divisors) = &model.rope_freqs {
+            frequencies.iter_mut().zip(decode(divisors)).for_each(|(f, divisor)| *f /= divisor);
+        }
+        Rope { style: spec.style, head_dim: model.spec.head_dim, frequencies }
+    }
+
+    /// Turns the heads of consecutive rows, `[rows, heads, head_dim]`, of which the first is at position `first`.
+    pub(crate) fn turn(&self, values: &mut [f32], heads: usize, first: usize) {
+        let mut cos = vec![0.0; self.frequencies.len()];
+        let mut sin = cos.clone();
+        for (row, values) in values.chunks_exact_mut(heads * self.head_dim).enumerate() {
+            ops::rope_angles(first + row, &self.frequencies, &mut cos, &mut sin);
+            match self.style {
+                RopeStyle::Norm => ops::rope_norm(values, self.head_dim, &cos, &sin),
+                RopeStyle::Neox => ops::rope_neox(values, self.head_dim, &cos, &sin),
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Files that independent programs made; `tests/fixtures/README.md` says how.
+
+use std::path::{Path, PathBuf};
+
+use half::f16;
+
+/// A path below the repository's root.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The demo model.
+pub fn demo_model() -> PathBuf {
+    repository("models/demo.gguf")
+}
+
+/// The tiny model of an architecture.
+pub fn tiny_model(architecture: &str) -> PathBuf {
+    repository("tests/fixtures").join(architecture).join("model.gguf")
+}
+
+/// A fixture's token ids.
+pub fn tokens(fixture: &str) -> Vec<u32> {
+    let path = repository("tests/fixtures").join(fixture).join("tokens.json");
+    let text = std::fs::read_to_string(&path).expect("the fixture is there");
+    serde_json::from_str(&text).expect("a list of ids")
+}
+
+/// A fixture's little-endian f32 values.
+pub fn f32s(file: &str) -> Vec<f32> {
+    let bytes = std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+/// A fixture's little-endian f16 values.
+pub fn f16s(file: &str) -> Vec<f32> {
+    let bytes = std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
+    bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
+}

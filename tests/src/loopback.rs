@@ -1,0 +1,38 @@
+//! Real servers on loopback ports, inside the test's process.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use outrigger_server::{ExpertServer, ServerConfig};
+use tokio::task::JoinHandle;
+
+/// A running server; dropping it ends it.
+pub struct LoopbackServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    serving: JoinHandle<()>,
+}
+
+impl LoopbackServer {
+    /// Serves `model`, or only a range of each layer's experts, with one compute thread.
+    pub async fn start(model: &Path, experts: Option<RangeInclusive<u32>>) -> LoopbackServer {
+        let model = model.to_owned();
+        let config = ServerConfig { model, experts, threads: 1, ..ServerConfig::default() };
+        let server = ExpertServer::open(config).expect("the model opens");
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");
+        let address = incoming.local_addr().expect("it is bound");
+        let forever = std::future::pending();
+        let serving = tokio::spawn(async move {
+            server.serve(incoming, None, forever).await.expect("it serves");
+        });
+        LoopbackServer { address, serving }
+    }
+}
+
+impl Drop for LoopbackServer {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

@@ -1,0 +1,108 @@
+//! A split model says what the whole one says.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, OnMiss, Token};
+use outrigger_tests::fixtures::{demo_model, tiny_model, tokens};
+use outrigger_tests::loopback::LoopbackServer;
+use outrigger_tests::{all_logits, greedy, max_difference};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// Sums are added in another order than at home, and nothing else differs.
+const TOLERANCE: f32 = 1e-4;
+
+async fn split_engine(model: &Path, servers: &[LoopbackServer], cache: f64) -> Arc<Engine> {
+    let mut config = EngineConfig::new(model);
+    config.servers = servers.iter().map(|server| server.address.to_string()).collect();
+    config.expert_cache = Budget::Fraction(cache);
+    config.elsewhere = Elsewhere::Absent;
+    config.on_miss = OnMiss::Wait;
+    config.deadline = std::time::Duration::from_secs(20);
+    let engine = Engine::open(config).await.expect("it opens");
+    assert!(engine.wait_connected(std::time::Duration::from_secs(10)).await, "servers are up");
+    engine
+}
+
+/// Consecutive ranges of `experts` experts, cut at random, one a server; each overlaps its neighbour.
+fn shares(experts: u32, cuts: &[u32]) -> Vec<RangeInclusive<u32>> {
+    let mut cuts: Vec<u32> = cuts.iter().map(|cut| 1 + cut % (experts - 1)).collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    let first = std::iter::once(0).chain(cuts.iter().copied());
+    let last = cuts.iter().copied().chain([experts - 1]);
+    first.zip(last).map(|(first, last)| first..=last).collect()
+}
+
+#[test]
+fn any_placement_gives_the_same_logits() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let placements = (prop::collection::vec(0u32..64, 0..3), 0.0..=1.0, 1usize..24);
+    let mut runner = TestRunner::new(Config::with_cases(12));
+    for architecture in ["olmoe", "qwen2moe", "qwen3moe", "mixtral"] {
+        let model = tiny_model(architecture);
+        let ids = tokens(architecture);
+        let whole = runtime.block_on(async {
+            let engine = Engine::open(EngineConfig::new(&model)).await.expect("it opens");
+            (all_logits(&engine, &ids, 1).await, engine.spec().n_experts as u32)
+        });
+        runner
+            .run(&placements, |(cuts, cache, batch)| {
+                let split = runtime.block_on(async {
+                    let servers = start(&model, &shares(whole.1, &cuts)).await;
+                    let engine = split_engine(&model, &servers, cache).await;
+                    all_logits(&engine, &ids, batch).await
+                });
+                let difference = max_difference(&split, &whole.0);
+                prop_assert!(difference <= TOLERANCE, "{architecture}: {difference}");
+                Ok(())
+            })
+            .expect("every placement agrees");
+    }
+}
+
+async fn start(model: &Path, shares: &[RangeInclusive<u32>]) -> Vec<LoopbackServer> {
+    let mut servers = Vec::new();
+    for share in shares {
+        servers.push(LoopbackServer::start(model, Some(share.clone())).await);
+    }
+    servers
+}
+
+const GENERATED: usize = 256;
+
+/// Tokens of a greedy continuation, and the logits that each was taken from.
+async fn continuation(engine: &Arc<Engine>) -> (Vec<Token>, Vec<f32>) {
+    let mut session = greedy(engine);
+    session.push_text("Once upon a time").expect("it fits");
+    let (mut tokens, mut logits) = (Vec::new(), Vec::new());
+    for _ in 0..GENERATED {
+        tokens.push(session.step().await.expect("a token"));
+        logits.extend_from_slice(session.logits());
+    }
+    (tokens, logits)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn generation_is_identical_with_one_two_and_three_servers_and_any_cache() {
+    let model: PathBuf = demo_model();
+    let whole = Engine::open(EngineConfig::new(&model)).await.expect("it opens");
+    let (expected, expected_logits) = continuation(&whole).await;
+    for cuts in [&[][..], &[15], &[9, 21]] {
+        let servers = start(&model, &shares(whole.spec().n_experts as u32, cuts)).await;
+        for cache in [0.0, 0.25, 0.5, 1.0] {
+            let engine = split_engine(&model, &servers, cache).await;
+            let (found, logits) = continuation(&engine).await;
+            let place = format!("{} servers, cache of {cache}", servers.len());
+            let ids = |tokens: &[Token]| tokens.iter().map(|token| token.id).collect::<Vec<_>>();
+            assert_eq!(ids(&found), ids(&expected), "{place}");
+            let difference = max_difference(&logits, &expected_logits);
+            assert!(difference <= TOLERANCE, "{place}: {difference}");
+            assert!(found.iter().all(|t| t.coverage == 1.0 && !t.provisional), "{place}");
+            let remote: u64 = found.iter().map(|token| token.tally.remote).sum();
+            assert_eq!(remote == 0, cache == 1.0, "{place}: {remote} remote calls");
+        }
+    }
+}
