@@ -20,9 +20,11 @@ import torch
 import transformers
 
 N_TOKENS = 24
-# Every printable ASCII character, the space as byte-level BPE spells it, and one merge: the smallest tokenizer that
-# llama.cpp loads and that can still be typed at.
-VOCAB = ["<|endoftext|>", "Ġ"] + [chr(c) for c in range(33, 126)] + ["th"]
+# GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on (openai/gpt-2, src/encoder.py).
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
+# Every byte and one merge: the smallest byte-level tokenizer that can spell any text.
+VOCAB = ["<|endoftext|>", *BYTES, "th"]
 
 COMMON = dict(
     vocab_size=len(VOCAB), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -1,0 +1,144 @@
+//! What the device does while the network and the server fail, on a simulated network: every token within its
+//! deadline, coverage that tells the truth, and everything well again once the fault is over.
+
+use std::time::Duration;
+
+use outrigger::{Engine, EngineConfig};
+use outrigger_tests::simulated::{DEADLINE, Event, Observed, Outcome, run};
+use outrigger_tests::{all_logits, fixtures, max_difference};
+
+const SEEDS: [u64; 3] = [1, 2, 3];
+/// Liveness: once a fault is over, coverage is whole again within this time.
+const RECOVERY: Duration = Duration::from_secs(2);
+/// What the simulation's clock ticks add to a deadline.
+const TICKS: Duration = Duration::from_millis(5);
+
+fn secs(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// What must hold whatever happened: no token waits past its deadline, and coverage is exactly 1 where and only where
+/// no expert call is missing.
+fn check_safety(tokens: &[Observed]) {
+    for Observed { asked, token } in tokens {
+        assert!(token.elapsed <= DEADLINE + TICKS, "at {asked:?}: {:?}", token.elapsed);
+        assert_eq!(token.coverage == 1.0, token.tally.missing == 0, "at {asked:?}: {token:?}");
+        assert_eq!(token.fault.is_some(), token.tally.missing > 0, "at {asked:?}: {token:?}");
+        assert!(token.provisional || token.coverage == 1.0, "at {asked:?}: {token:?}");
+    }
+    let first_lost = tokens.iter().position(|seen| seen.token.coverage < 1.0);
+    let first_marked = tokens.iter().position(|seen| seen.token.provisional);
+    assert_eq!(first_marked, first_lost, "marks begin with the first loss");
+}
+
+/// Tokens asked for in an interval.
+fn between(tokens: &[Observed], from: f64, to: f64) -> Vec<&Observed> {
+    let seen: Vec<_> =
+        tokens.iter().filter(|o| o.asked >= secs(from) && o.asked < secs(to)).collect();
+    assert!(!seen.is_empty(), "no token between {from} s and {to} s");
+    seen
+}
+
+fn check_whole(tokens: &[Observed], from: f64, to: f64) {
+    for seen in between(tokens, from, to) {
+        assert_eq!(seen.token.coverage, 1.0, "at {:?}: {:?}", seen.asked, seen.token.fault);
+    }
+}
+
+/// Whole before the fault, and from its end plus the time to recover.
+fn check_liveness(tokens: &[Observed], fault: f64, end: f64, length: f64) {
+    check_whole(tokens, 0.0, fault - 0.01);
+    check_whole(tokens, end + RECOVERY.as_secs_f64(), length);
+}
+
+/// After healing, the session is as if it had never been cut: its logits are those of the whole model on its text.
+fn check_healed(outcome: &Outcome) {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (last, expected) = runtime.block_on(async {
+        let engine = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("opens");
+        // The last token is pending: nothing was computed for it yet.
+        let computed = &outcome.ids[..outcome.ids.len() - 1];
+        let logits = all_logits(&engine, computed, 64).await;
+        (engine.spec().n_vocab, logits)
+    });
+    let difference = max_difference(&outcome.settled_logits, &expected[expected.len() - last..]);
+    assert!(difference <= 1e-4, "{difference}");
+}
+
+#[test]
+fn a_partition_degrades_and_heals() {
+    for seed in SEEDS {
+        let script = [(secs(2.0), Event::Partition), (secs(5.0), Event::Repair)];
+        let outcome = run(seed, secs(9.0), &script);
+        check_safety(&outcome.tokens);
+        check_liveness(&outcome.tokens, 2.0, 5.0, 9.0);
+        let cut = between(&outcome.tokens, 2.1, 4.9);
+        assert!(cut.iter().any(|seen| seen.token.coverage < 1.0), "the partition shows");
+        check_healed(&outcome);
+    }
+}
+
+#[test]
+fn latency_beyond_the_deadline_degrades_and_heals() {
+    for seed in SEEDS {
+        let script = [
+            (secs(2.0), Event::Latency(secs(2.0))),
+            (secs(5.0), Event::Latency(Duration::from_millis(2))),
+        ];
+        let outcome = run(seed, secs(10.0), &script);
+        check_safety(&outcome.tokens);
+        // Messages that were sent late in the fault still take their two seconds.
+        check_liveness(&outcome.tokens, 2.0, 7.0, 10.0);
+        check_healed(&outcome);
+    }
+}
+
+#[test]
+fn a_crash_and_a_restart_degrade_and_heal() {
+    for seed in SEEDS {
+        let script =
+            [(secs(2.0), Event::Crash), (secs(5.0), Event::Restart(fixtures::demo_model()))];
+        let outcome = run(seed, secs(9.0), &script);
+        check_safety(&outcome.tokens);
+        check_liveness(&outcome.tokens, 2.0, 5.0, 9.0);
+        check_healed(&outcome);
+    }
+}
+
+#[test]
+fn another_model_is_never_mixed_in() {
+    for seed in SEEDS {
+        let other = fixtures::tiny_model("qwen3moe");
+        let script = [
+            (secs(2.0), Event::Crash),
+            (secs(2.5), Event::Restart(other)),
+            (secs(9.0), Event::Crash),
+            (secs(9.5), Event::Restart(fixtures::demo_model())),
+        ];
+        let outcome = run(seed, secs(20.0), &script);
+        check_safety(&outcome.tokens);
+        let refused = between(&outcome.tokens, 3.0, 9.0);
+        assert!(refused.iter().all(|seen| seen.token.tally.remote == 0), "nothing came from it");
+        let says_so = |o: &&Observed| o.token.fault.as_ref().is_some_and(|f| f.contains("another model"));
+        assert!(refused.iter().any(says_so), "the reason is said");
+        // A server with another model is looked at every few seconds only.
+        check_whole(&outcome.tokens, 17.0, 20.0);
+        check_healed(&outcome);
+    }
+}
+
+#[test]
+fn flapping_degrades_and_heals() {
+    for seed in SEEDS {
+        let flaps = (0..10).flat_map(|i| {
+            let at = 2.0 + 0.6 * f64::from(i);
+            [(secs(at), Event::Partition), (secs(at + 0.3), Event::Repair)]
+        });
+        let outcome = run(seed, secs(20.0), &flaps.collect::<Vec<_>>());
+        check_safety(&outcome.tokens);
+        check_whole(&outcome.tokens, 0.0, 1.9);
+        // Hysteresis asks a link that flapped for more good probes.
+        check_whole(&outcome.tokens, 14.0, 20.0);
+        check_healed(&outcome);
+    }
+}
