@@ -25,7 +25,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// ... and has so long to say that it is.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests in flight on one connection.
-const MAX_STREAMS: u32 = 256;
+const MAX_STREAMS: u32 = 128;
 /// Bytes that a peer may send ahead on a stream, and on a connection: a batch of rows fits, so that
 /// it does not take several round trips.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -61,7 +61,7 @@ impl ExpertServer {
         let shard = Arc::new(Shard::new(model, &config)?);
         let engine = Engine::new(&shard, &config)?;
         let (runner, compute_ended) = match config.compute {
-            Compute::Inline => (Runner::Inline(Mutex::new(engine)), None),
+            Compute::Inline => (Runner::Inline(Box::new(Mutex::new(engine))), None),
             Compute::Thread => {
                 let (queue, ended) = Queue::start(engine, config.queue_rows, max_rows)?;
                 (Runner::Thread(queue), Some(ended))

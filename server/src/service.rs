@@ -20,7 +20,7 @@ pub(crate) struct Service {
 /// Where work is computed: see [`crate::Compute`].
 pub(crate) enum Runner {
     Thread(Queue),
-    Inline(Mutex<Engine>),
+    Inline(Box<Mutex<Engine>>),
 }
 
 impl Runner {
