@@ -1,7 +1,8 @@
 //! Messages to a prompt, by the template that the model file brings.
 //!
-//! A template is a program from a stranger. It reads nothing but the messages, its steps and the
-//! length of what it writes are limited.
+//! A template is a program from a stranger. It reads nothing but the messages; its steps and the
+//! length of what it writes are limited. The strings that it builds on the way are not: minijinja
+//! has no hook for that, so that a malicious one can still exhaust memory by doubling a string.
 
 use std::io;
 
