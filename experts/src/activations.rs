@@ -1,5 +1,7 @@
 //! Activation rows, as f32 and in the 8-bit blocks that quantised weights are multiplied with.
 
+use std::ops::{Deref, DerefMut};
+
 use half::f16;
 
 use crate::pool::{Pool, SharedMut};
@@ -28,9 +30,20 @@ pub struct Activations {
 struct Blocks {
     held: bool,
     d: Vec<f32>,
-    q: Vec<i8>,
+    q: Lines,
     sums: Vec<i16>,
 }
+
+/// Bytes that begin with a cache line, so that no vector of a row's straddles two.
+#[derive(Default)]
+struct Lines {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([i8; 64]);
 
 impl Activations {
     /// No rows yet, of `cols` values each.
@@ -201,12 +214,42 @@ impl Activations {
     }
 }
 
+impl Lines {
+    fn resize(&mut self, len: usize) {
+        self.lines.resize(len.div_ceil(64), Line([0; 64]));
+        self.len = len;
+    }
+}
+
+impl Deref for Lines {
+    type Target = [i8];
+
+    #[inline]
+    fn deref(&self) -> &[i8] {
+        // SAFETY: a Line is 64 plain bytes, and `len` is at most 64 for each.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [i8] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for Lines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
 impl Blocks {
     fn resize(&mut self, rows: usize, cols: usize, len: usize) {
         assert!(cols.is_multiple_of(len), "rows of {cols} values in blocks of {len}");
         self.held = true;
         self.d.resize(rows * cols / len, 0.0);
-        self.q.resize(rows * cols, 0);
+        self.q.resize(rows * cols);
         self.sums.resize(rows * cols / SUM_LEN, 0);
     }
 

@@ -67,8 +67,7 @@ fn what_is_not_a_number_shows_in_its_block_only() {
         values[300] = bad;
         let x = made(&values, 512);
         assert_eq!(x.q8_k().0.iter().map(|d| d.is_nan()).collect::<Vec<_>>(), [false, true]);
-        let bad_blocks: Vec<usize> =
-            (0..16).filter(|b| x.q8_0().0[*b].is_nan()).collect();
+        let bad_blocks: Vec<usize> = (0..16).filter(|b| x.q8_0().0[*b].is_nan()).collect();
         assert_eq!(bad_blocks, [300 / 32]);
     }
 }

@@ -1,8 +1,8 @@
 //! Matrix products over the pool and the experts' FFN against naive f64.
 
 use outrigger_experts::{
-    Activations, FfnScratch, GgmlType, Group, Kernels, Mat, Pool, dequantize, matmul_many, quantize,
-    run_experts,
+    Activations, FfnScratch, GgmlType, Group, Kernels, Mat, Pool, dequantize, matmul_many,
+    quantize, run_experts,
 };
 
 const N_EMBD: usize = 512;
@@ -141,7 +141,11 @@ fn threads_and_other_rows_change_no_bit() {
             own.map(|(_, weight)| (0, *weight)).collect::<Vec<_>>()
         });
         let part = row * N_EMBD..(row + 1) * N_EMBD;
-        assert_eq!(run(&Pool::new(2), &experts, &alone, &x[part.clone()]), whole[part], "row {row}");
+        assert_eq!(
+            run(&Pool::new(2), &experts, &alone, &x[part.clone()]),
+            whole[part],
+            "row {row}"
+        );
     }
 }
 

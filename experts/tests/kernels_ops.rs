@@ -1,8 +1,8 @@
 //! The trunk's arithmetic against the formulas in f64.
 
 use half::f16;
-use outrigger_experts::ops::{self, Attention};
 use outrigger_experts::Pool;
+use outrigger_experts::ops::{self, Attention};
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
@@ -87,7 +87,8 @@ fn rope_turns_each_pair_by_its_angle() {
     let (mut cos, mut sin) = (vec![0.0; dim / 2], vec![0.0; dim / 2]);
     ops::rope_angles(position, &frequencies, &mut cos, &mut sin);
     type Rope = fn(&mut [f32], usize, &[f32], &[f32]);
-    let styles: [(Rope, fn(usize) -> (usize, usize)); 2] =
+    type Pair = fn(usize) -> (usize, usize);
+    let styles: [(Rope, Pair); 2] =
         [(ops::rope_norm, |i| (2 * i, 2 * i + 1)), (ops::rope_neox, |i| (i, i + 8))];
     for (rope, pair) in styles {
         let x = noise(3 * head_dim, 7);
@@ -109,9 +110,8 @@ fn rope_turns_each_pair_by_its_angle() {
 /// One head of one row in f64.
 fn naive(q: &[f32], k: &[f16], v: &[f16], scale: f64) -> Vec<f64> {
     let n = q.len();
-    let score = |k: &[f16]| {
-        k.iter().zip(q).map(|(k, q)| k.to_f64() * f64::from(*q)).sum::<f64>() * scale
-    };
+    let score =
+        |k: &[f16]| k.iter().zip(q).map(|(k, q)| k.to_f64() * f64::from(*q)).sum::<f64>() * scale;
     let scores: Vec<f64> = k.chunks(n).map(score).collect();
     let most = scores.iter().copied().fold(f64::MIN, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
@@ -147,7 +147,10 @@ fn attention_is_causal_softmax_over_the_cache() {
                 let at = r * width + h * head_dim;
                 let want = naive(&q[at..][..head_dim], &k[seen.clone()], &v[seen], 0.7);
                 for (ours, want) in out[at..].iter().zip(want) {
-                    assert!((f64::from(*ours) - want).abs() < 1e-5, "row {r} head {h}: {ours} {want}");
+                    assert!(
+                        (f64::from(*ours) - want).abs() < 1e-5,
+                        "row {r} head {h}: {ours} {want}"
+                    );
                 }
             }
         }

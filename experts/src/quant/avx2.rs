@@ -80,9 +80,9 @@ unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N])
     let mut sums = [_mm256_setzero_ps(); N];
     let mut minima = [_mm256_setzero_ps(); N];
     for (b, w) in w.chunks_exact(bytes).enumerate() {
-        let both = scales_mins(w[4..16].first_chunk().unwrap_or(&[0; 12]));
-        let [s0, s1, m0, m1] = both.map(|word| word as i32);
-        let both = _mm256_cvtepu8_epi16(_mm_set_epi32(m1, m0, s1, s0));
+        // SAFETY: within the block.
+        let packed = unsafe { w.as_ptr().add(q4_k::SCALES).cast::<[u8; 12]>().read() };
+        let both = in_16_bits(scales_mins(packed));
         let scales = _mm256_permute4x64_epi64::<0x44>(both);
         let mins = _mm256_shuffle_epi8(_mm256_permute4x64_epi64::<0xee>(both), pairs);
         let mut ints = [_mm256_setzero_si256(); N];
@@ -116,7 +116,7 @@ unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N])
         for n in 0..N {
             // SAFETY: `x` has a scale and 16 sums for each block.
             let (d, sums_16) = unsafe {
-                let d = _mm_mul_ps(half_pair(w, 0), _mm_set1_ps(*x[n].d.get_unchecked(b)));
+                let d = _mm_mul_ps(half_pair(w.as_ptr()), _mm_set1_ps(*x[n].d.get_unchecked(b)));
                 (d, load(x[n].sums.as_ptr().add(16 * b).cast()))
             };
             let (d, dmin) = (_mm256_broadcastss_ps(d), _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
@@ -125,7 +125,10 @@ unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N])
             minima[n] = _mm256_fmadd_ps(minimum, dmin, minima[n]);
         }
     }
-    std::array::from_fn(|n| sum(_mm256_sub_ps(sums[n], minima[n])))
+    for n in 0..N {
+        sums[n] = _mm256_sub_ps(sums[n], minima[n]);
+    }
+    totals(sums)
 }
 
 /// Q6_K.
@@ -170,7 +173,7 @@ unsafe fn q6_k_dot<const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
         for n in 0..N {
             // SAFETY: `x` has a scale and 16 sums for each block; the pair ends with the block.
             let (d, sums_16) = unsafe {
-                let d = _mm_movehdup_ps(half_pair(w, q6_k::D - 2));
+                let d = _mm_movehdup_ps(half_pair(w.as_ptr().add(q6_k::D - 2)));
                 let d = _mm_mul_ps(d, _mm_set1_ps(*x[n].d.get_unchecked(b)));
                 (d, load(x[n].sums.as_ptr().add(16 * b).cast()))
             };
@@ -179,7 +182,7 @@ unsafe fn q6_k_dot<const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
             sums[n] = _mm256_fmadd_ps(ints, _mm256_broadcastss_ps(d), sums[n]);
         }
     }
-    sums.map(|s| sum(s))
+    totals(sums)
 }
 
 /// Q8_0, or Q4_0 where `NIBBLES`.
@@ -204,14 +207,14 @@ unsafe fn block_dot<const NIBBLES: bool, const N: usize>(
                 (
                     widen(q),
                     widen(q.add(16)),
-                    _mm_mul_ps(half_pair(w, 0), _mm_set1_ps(*x[n].d.get_unchecked(b))),
+                    _mm_mul_ps(half_pair(w.as_ptr()), _mm_set1_ps(*x[n].d.get_unchecked(b))),
                 )
             };
             let ints = _mm256_add_epi32(_mm256_madd_epi16(first, a), _mm256_madd_epi16(second, c));
             sums[n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_broadcastss_ps(d), sums[n]);
         }
     }
-    sums.map(|s| sum(s))
+    totals(sums)
 }
 
 /// A block's values in 16 bits each.
@@ -227,10 +230,10 @@ unsafe fn widened<const NIBBLES: bool>(w: *const u8) -> [__m256i; 2] {
             let q = _mm_loadu_si128(w.add(q4_0::QS).cast());
             let nibble = _mm_set1_epi8(0x0f);
             let high = _mm_srli_epi16::<4>(q);
-            [q, high].map(|q| {
-                let q = _mm256_cvtepu8_epi16(_mm_and_si128(q, nibble));
-                _mm256_sub_epi16(q, _mm256_set1_epi16(8))
-            })
+            let low = _mm256_cvtepu8_epi16(_mm_and_si128(q, nibble));
+            let high = _mm256_cvtepu8_epi16(_mm_and_si128(high, nibble));
+            let offset = _mm256_set1_epi16(8);
+            [_mm256_sub_epi16(low, offset), _mm256_sub_epi16(high, offset)]
         } else {
             [widen(w.add(q8_0::QS)), widen(w.add(q8_0::QS + 16))]
         }
@@ -272,20 +275,24 @@ unsafe fn float_dot<const TYPE: u8, const N: usize>(w: &[u8], x: &[ActRow<'_>; N
             }
         }
     }
-    std::array::from_fn(|n| {
+    let mut whole = [_mm256_setzero_ps(); N];
+    for n in 0..N {
         let [a, b, c, d] = sums[n];
-        let whole = sum(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
-        let rest = (cols / 8 * 8..cols).map(|i| {
-            let low = [w[i * bytes], w[i * bytes + 1]];
-            let weight = match TYPE {
-                F32 => f32::from_le_bytes([low[0], low[1], w[4 * i + 2], w[4 * i + 3]]),
-                F16 => f16::from_le_bytes(low).to_f32(),
-                _ => bf16::from_le_bytes(low).to_f32(),
-            };
-            weight * x[n].values[i]
-        });
-        whole + rest.sum::<f32>()
-    })
+        whole[n] = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+    }
+    let mut totals = totals(whole);
+    for i in cols / 8 * 8..cols {
+        let low = [w[i * bytes], w[i * bytes + 1]];
+        let weight = match TYPE {
+            F32 => f32::from_le_bytes([low[0], low[1], w[4 * i + 2], w[4 * i + 3]]),
+            F16 => f16::from_le_bytes(low).to_f32(),
+            _ => bf16::from_le_bytes(low).to_f32(),
+        };
+        for n in 0..N {
+            totals[n] += weight * x[n].values[i];
+        }
+    }
+    totals
 }
 
 /// 8 weights.
@@ -318,8 +325,10 @@ unsafe fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
     for (i, out) in parts.iter_mut().enumerate() {
         // SAFETY: 32 values are left in `out` and in each of the rows.
         unsafe {
-            let mut sums: [__m256; 4] =
-                std::array::from_fn(|part| _mm256_loadu_ps(out.as_ptr().add(8 * part)));
+            let mut sums = [_mm256_setzero_ps(); 4];
+            for (part, sum) in sums.iter_mut().enumerate() {
+                *sum = _mm256_loadu_ps(out.as_ptr().add(8 * part));
+            }
             for (t, weight) in weights.iter().enumerate() {
                 let row = rows.as_ptr().add(t * cols + 32 * i);
                 let weight = _mm256_set1_ps(*weight);
@@ -347,23 +356,37 @@ fn bits_at_4(q: __m256i, from: usize, mask: i8) -> __m256i {
     _mm256_slli_epi16::<4>(_mm256_and_si256(bits, _mm256_set1_epi8(mask)))
 }
 
+/// The sum of each vector. Not a closure for `map`: one would not be inlined there, and sums that go through memory
+/// hold up the next row's loads.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sum(x: __m256) -> f32 {
-    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+fn totals<const N: usize>(sums: [__m256; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for n in 0..N {
+        let x = _mm256_castps256_ps128(sums[n]);
+        let x = _mm_add_ps(x, _mm256_extractf128_ps::<1>(sums[n]));
+        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+        totals[n] = _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    }
+    totals
 }
 
-/// The two halves at `at`, in the lower lanes.
+/// Eight scales and eight minima, 16 bits each.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn in_16_bits([scales, mins]: [u64; 2]) -> __m256i {
+    _mm256_cvtepu8_epi16(_mm_set_epi64x(mins as i64, scales as i64))
+}
+
+/// Two halves, in the lower lanes.
 ///
 /// # Safety
 /// Four bytes are there.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-unsafe fn half_pair(w: &[u8], at: usize) -> __m128 {
+pub(super) unsafe fn half_pair(at: *const u8) -> __m128 {
     // SAFETY: by the caller.
-    let bits = unsafe { w.as_ptr().add(at).cast::<i32>().read_unaligned() };
+    let bits = unsafe { at.cast::<i32>().read_unaligned() };
     _mm_cvtph_ps(_mm_cvtsi32_si128(bits))
 }
 
