@@ -132,7 +132,7 @@ impl Tensor {
     }
 }
 
-/// One to four dimensions, held in place: slicing a tensor for every expert of every token allocates nothing.
+/// One to four dimensions whose product is a number, held in place: slicing a tensor for every expert of every token allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dims {
     len: usize,
@@ -142,11 +142,12 @@ pub(crate) struct Dims {
 impl Dims {
     pub(crate) const MAX: usize = 4;
 
-    /// `None` unless there are one to four.
+    /// `None` unless there are one to four, and their product fits.
     pub(crate) fn new(dims: &[usize]) -> Option<Dims> {
         if dims.is_empty() || dims.len() > Dims::MAX {
             return None;
         }
+        dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))?;
         let mut held = [1; Dims::MAX];
         held[..dims.len()].copy_from_slice(dims);
         Some(Dims { len: dims.len(), dims: held })

@@ -218,7 +218,9 @@ fn read_dims(cursor: &mut Cursor) -> Result<Dims, Mismatch> {
             Mismatch::new(format!("a dimension of {value}"), "positive, and in the address space")
         })?;
     }
-    Ok(Dims::new(&dims[..n as usize]).expect("one to four dimensions"))
+    let dims = &dims[..n as usize];
+    Dims::new(dims)
+        .ok_or_else(|| Mismatch::new(format!("dimensions {dims:?}"), "a product below 2^64"))
 }
 
 /// The bytes of a tensor, if its rows are whole blocks and the size is a number at all.
@@ -227,12 +229,8 @@ pub(super) fn byte_len(ty: GgmlType, dims: &[usize]) -> Result<u64, Mismatch> {
         let expected = format!("a multiple of {ty}'s block of {}", ty.block_len());
         return Err(Mismatch::new(format!("rows of {}", dims[0]), expected));
     }
-    // The count of values is kept a number too, so that products of dimensions cannot overflow later.
-    dims.iter()
-        .try_fold(1usize, |n, &dim| n.checked_mul(dim))
-        .and_then(|_| {
-            dims[1..].iter().try_fold(ty.row_bytes(dims[0])?, |size, &dim| size.checked_mul(dim))
-        })
+    ty.row_bytes(dims[0])
+        .and_then(|row| dims[1..].iter().try_fold(row, |size, &dim| size.checked_mul(dim)))
         .map(|size| size as u64)
         .ok_or_else(|| {
             Mismatch::new(format!("dimensions {dims:?} of {ty}"), "a size below 2^64 bytes")

@@ -53,7 +53,10 @@ impl Layout {
             return Err(wrong(Mismatch::new(found, format!("at most {MAX_NAME_BYTES}"))));
         }
         let held = Dims::new(dims).filter(|dims| !dims.contains(&0)).ok_or_else(|| {
-            wrong(Mismatch::new(format!("dimensions {dims:?}"), "1 to 4, none of them zero"))
+            wrong(Mismatch::new(
+                format!("dimensions {dims:?}"),
+                "1 to 4, none of them zero, of a product below 2^64",
+            ))
         })?;
         let bytes = byte_len(ty, dims).map_err(wrong)?;
         self.tensors.push(Declared { name: name.to_owned(), ty, dims: held, bytes });

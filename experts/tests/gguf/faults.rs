@@ -149,6 +149,8 @@ fn bad_dimensions() {
     refused(&with(&[1 << 63], F32), &["tensor `w`", "2^64"]);
     // The bytes would wrap around to 0.
     refused(&with(&[1 << 31, 1 << 31], F32), &["tensor `w`", "2^64"]);
+    // Of an unsupported type too: the product is what listings show.
+    refused(&with(&[1 << 32, 1 << 32], Q5_0), &["tensor `w`", "a product below 2^64"]);
     refused(&with(&[33], Q4_0), &["tensor `w`", "rows of 33", "a multiple of Q4_0's block of 32"]);
     refused(&with(&[16, 64], Q4_0), &["tensor `w`", "rows of 16"]);
 }

@@ -38,3 +38,11 @@ fn a_tiny_model_of_each_architecture() {
         assert_eq!(model.layers[0].q_bias.is_some(), arch == Arch::Qwen2Moe);
     }
 }
+
+#[test]
+fn the_fuzzers_seeds() {
+    for arch in ["llama", "olmoe", "qwen2moe", "qwen3moe"] {
+        let model = Model::open(&repository(&format!("experts/fuzz/corpus/gguf/{arch}.gguf")));
+        assert_eq!(model.unwrap().spec.arch.name(), arch);
+    }
+}
