@@ -42,13 +42,17 @@ pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &Acti
     let products = SharedMut::new(products);
     pool.run(tasks, &|mut task| {
         for p in 0.. {
-            // SAFETY: the matrices are only read; the outputs are written below, disjoint rows by each task.
-            let (w, out) = unsafe { &*products.at(p) };
+            let product = products.at(p);
+            // SAFETY: `p` is in range, since there are no more tasks than the products have. The output's pointer is
+            // copied out as a raw one: no two tasks may hold the `&mut` at once.
+            let (w, out) = unsafe {
+                (&(*product).0, (&raw const (*product).1).cast::<*mut [f32]>().read().cast::<f32>())
+            };
             let chunk = task_rows(w, share);
             let chunks = w.rows.div_ceil(chunk);
             if task < chunks {
                 let rows = task * chunk..((task + 1) * chunk).min(w.rows);
-                let target = out.as_ptr().cast_mut().wrapping_add(rows.start);
+                let target = out.wrapping_add(rows.start);
                 // SAFETY: `out` is exclusively borrowed by the caller; this task alone writes columns `rows`.
                 unsafe { multiply(kernels.tile(w.ty), w, rows, &all_rows(w, x), target, w.rows) };
                 return;

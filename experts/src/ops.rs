@@ -2,12 +2,12 @@
 
 mod attention;
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::quant::isa::multiversion;
 
 pub use attention::{Attention, attend};
+pub use half::f16;
 
 /// Independent sums, which is what lets the compiler vectorise one.
 const LANES: usize = 16;
