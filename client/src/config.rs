@@ -106,8 +106,13 @@ impl EngineConfig {
     }
 
     /// How long a pass over `rows` rows may wait for servers: a server computes rows of a batch one after another,
-    /// so eight rows cost what one token may.
+    /// so eight rows cost what one token may. With [`OnMiss::Wait`] only a dead connection ends a call.
     pub fn patience(&self, rows: usize) -> Duration {
-        self.deadline * u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX).max(1)
+        match self.on_miss {
+            OnMiss::Wait => Duration::from_secs(3600),
+            OnMiss::Degrade | OnMiss::Fail => {
+                self.deadline * u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX).max(1)
+            }
+        }
     }
 }

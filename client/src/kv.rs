@@ -1,7 +1,7 @@
 //! Keys and values of one timeline.
 
 use half::f16;
-use outrigger_experts::ModelSpec;
+use outrigger_experts::{ModelSpec, ops};
 
 /// A session's keys and values, f16, by layer; truncating is free, cloning copies what the clone can see.
 #[derive(Debug)]
@@ -60,9 +60,7 @@ impl KvCache {
             for (i, head) in from.chunks_exact(dim).enumerate() {
                 let (row, kv_head) = (i / kv_heads, i % kv_heads);
                 let at = (kv_head * capacity + first + row) * dim;
-                for (to, &value) in into[at..at + dim].iter_mut().zip(head) {
-                    *to = f16::from_f32(value);
-                }
+                ops::to_f16(head, &mut into[at..at + dim]);
             }
         }
     }

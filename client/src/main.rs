@@ -3,6 +3,7 @@
 
 mod cli;
 
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,9 +14,16 @@ async fn main() -> ExitCode {
     cli::start_log();
     match command.run().await {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough: `outrigger run … | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("outrigger: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -12,6 +12,7 @@ use outrigger_proto::encoding::{encode_f32, encode_q8_0, encode_q8_k};
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding, ForwardRequest, Group};
 use outrigger_server::{ExpertServer, ServerConfig, bind};
+use tokio::runtime::Builder;
 use tonic::transport::Endpoint;
 
 /// Starts a server in this process and times calls with one row of activations
@@ -34,37 +35,57 @@ struct Args {
     threads: usize,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    let (ready, started) = std::sync::mpsc::channel();
     let (model, threads) = (args.model.clone(), args.threads);
-    let server = ExpertServer::open(ServerConfig { model, threads, ..ServerConfig::default() })?;
-    let incoming = bind("127.0.0.1:0".parse()?).await?;
-    let url = format!("http://{}", incoming.local_addr()?);
-    tokio::spawn(server.serve(incoming, None, std::future::pending()));
+    // Apart from the client, as in a process of its own.
+    std::thread::spawn(move || -> anyhow::Result<()> {
+        let config = ServerConfig { model, threads, ..ServerConfig::default() };
+        let server = ExpertServer::open(config)?;
+        let io = std::env::var("IO").unwrap_or("2".into()).parse::<usize>()?;
+        let rt = if io == 0 {
+            Builder::new_current_thread().enable_all().build()?
+        } else {
+            Builder::new_multi_thread().worker_threads(io).enable_all().build()?
+        };
+        rt.block_on(async {
+            let incoming = bind("127.0.0.1:0".parse()?).await?;
+            ready.send(incoming.local_addr()?)?;
+            Ok(server.serve(incoming, None, std::future::pending()).await?)
+        })
+    });
+    let url = format!("http://{}", started.recv().context("the server does not start")?);
+    Builder::new_current_thread().enable_all().build()?.block_on(call(args, url))
+}
 
+async fn call(args: Args, url: String) -> anyhow::Result<()> {
     let channel = Endpoint::from_shared(url)?.tcp_nodelay(true).connect().await?;
     let mut client = ExpertsClient::new(channel);
     let described = client.describe(DescribeRequest {}).await?.into_inner();
     let up = described.up().next().context("the server takes no encoding")?;
     let model = Model::open(&args.model)?;
     let width = model.spec.n_embd;
-    let mut beyond = Vec::with_capacity(args.calls);
-    let mut total = Vec::with_capacity(args.calls);
+    let pause = || tokio::time::sleep(Duration::from_micros(args.pause_us));
+    let (mut empty, mut whole, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.calls {
+        pause().await;
+        let started = Instant::now();
+        client.describe(DescribeRequest {}).await?;
+        empty.push(started.elapsed());
+    }
     // The first calls read the experts from the file and fill the buffers.
     let warm_up = model.spec.n_layers * described.experts as usize;
     for call in 0..warm_up + args.calls {
         let request = request(&described.fingerprint, &model, call, args.experts, up);
-        if args.pause_us > 0 {
-            tokio::time::sleep(Duration::from_micros(args.pause_us)).await;
-        }
+        pause().await;
         let started = Instant::now();
         let answer = client.forward(request).await?.into_inner();
         let took = started.elapsed();
         if call >= warm_up {
             let compute = Duration::from_micros(answer.compute_us.into());
-            beyond.push(took.saturating_sub(compute).as_secs_f64() * 1e6);
-            total.push(took.as_secs_f64() * 1e6);
+            whole.push(took);
+            beyond.push(took.saturating_sub(compute));
         }
     }
     println!(
@@ -73,10 +94,11 @@ async fn main() -> anyhow::Result<()> {
         args.experts,
         args.calls
     );
-    for (name, mut times) in [("whole call", total), ("beyond compute", beyond)] {
-        times.sort_by(f64::total_cmp);
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize];
-        println!("{name:>15}: median {:.0} us, p99 {:.0} us", at(0.5), at(0.99));
+    let figures = [("empty call", empty), ("whole call", whole), ("beyond compute", beyond)];
+    for (name, mut times) in figures {
+        times.sort();
+        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_micros();
+        println!("{name:>15}: median {} us, p99 {} us", at(0.5), at(0.99));
     }
     Ok(())
 }

@@ -143,7 +143,8 @@ impl Shared {
 
     /// Returns with jobs, or without when the queue is closed.
     fn wait_for_jobs(&self) -> MutexGuard<'_, State> {
-        let spin_until = Instant::now() + SPIN;
+        let spin_until = Instant::now()
+            + std::env::var("SPIN").map_or(SPIN, |s| Duration::from_micros(s.parse().unwrap()));
         while self.jobs.load(Ordering::Acquire) == 0 && Instant::now() < spin_until {
             thread::yield_now();
         }

@@ -28,12 +28,14 @@ pub fn tokens(fixture: &str) -> Vec<u32> {
 
 /// A fixture's little-endian f32 values.
 pub fn f32s(file: &str) -> Vec<f32> {
-    let bytes = std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
+    let bytes =
+        std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
 /// A fixture's little-endian f16 values.
 pub fn f16s(file: &str) -> Vec<f32> {
-    let bytes = std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
+    let bytes =
+        std::fs::read(repository("tests/fixtures").join(file)).expect("the fixture is there");
     bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect()
 }

@@ -170,7 +170,8 @@ impl tower::Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().to_owned();
-            let stream = TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(PORT))).await?;
+            let stream =
+                TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(PORT))).await?;
             Ok(TokioIo::new(stream))
         })
     }
@@ -183,7 +184,10 @@ impl Connected for Accepted {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo { local_addr: self.0.local_addr().ok(), remote_addr: self.0.peer_addr().ok() }
+        TcpConnectInfo {
+            local_addr: self.0.local_addr().ok(),
+            remote_addr: self.0.peer_addr().ok(),
+        }
     }
 }
 

@@ -119,7 +119,8 @@ fn another_model_is_never_mixed_in() {
         check_safety(&outcome.tokens);
         let refused = between(&outcome.tokens, 3.0, 9.0);
         assert!(refused.iter().all(|seen| seen.token.tally.remote == 0), "nothing came from it");
-        let says_so = |o: &&Observed| o.token.fault.as_ref().is_some_and(|f| f.contains("another model"));
+        let says_so =
+            |o: &&Observed| o.token.fault.as_ref().is_some_and(|f| f.contains("another model"));
         assert!(refused.iter().any(says_so), "the reason is said");
         // A server with another model is looked at every few seconds only.
         check_whole(&outcome.tokens, 17.0, 20.0);

@@ -8,7 +8,7 @@ use outrigger::{Engine, SamplerConfig, Session};
 use serde_json::json;
 
 use super::args::{ModelArgs, PlacementArgs, open};
-use super::view::{bar, size};
+use super::view::{bar, line, size};
 
 /// Measure the speed of prefill and decode.
 #[derive(Debug, Args)]
@@ -56,19 +56,17 @@ impl Bench {
         let (prefill, decode) = (median(prefill), median(decode));
         let weight_bytes = engine.sizes().token;
         let gb_per_s = decode * weight_bytes as f64 / 1e9;
-        match self.json {
-            true => println!(
-                "{}",
-                json!({
-                    "prefill_tok_s": prefill,
-                    "decode_tok_s": decode,
-                    "weight_bytes_per_token": weight_bytes,
-                    "gb_per_s": gb_per_s,
-                    "threads": threads,
-                    "cpu": outrigger::cpu_features(),
-                })
-            ),
-            false => println!(
+        let report = match self.json {
+            true => json!({
+                "prefill_tok_s": prefill,
+                "decode_tok_s": decode,
+                "weight_bytes_per_token": weight_bytes,
+                "gb_per_s": gb_per_s,
+                "threads": threads,
+                "cpu": outrigger::cpu_features(),
+            })
+            .to_string(),
+            false => format!(
                 "prefill {prefill:.1} tok/s ({} tokens), decode {decode:.1} tok/s ({} tokens), {threads} threads, {}\n\
                  {} of weights a token: {gb_per_s:.1} GB/s",
                 self.prompt,
@@ -76,8 +74,8 @@ impl Bench {
                 outrigger::cpu_features(),
                 size(weight_bytes),
             ),
-        }
-        Ok(())
+        };
+        Ok(line(report)?)
     }
 
     /// Prefill and decode speed of one run, tokens a second.

@@ -61,13 +61,13 @@ impl Chat {
         for _ in 0..self.predict {
             let token = session.step().await?;
             totals.add(&token);
-            text.print(&token);
+            text.print(&token)?;
             answer.push_str(&token.text);
             if token.end {
                 break;
             }
         }
-        text.end();
+        text.end()?;
         eprintln!("({})", summary(&totals));
         Ok(answer)
     }
@@ -85,9 +85,7 @@ fn rewind(session: &mut Session, wanted: &[u32]) -> Result<()> {
 fn prompts(terminal: bool) -> impl Iterator<Item = std::io::Result<String>> {
     let mut lines = std::io::stdin().lock().lines();
     std::iter::from_fn(move || {
-        if terminal {
-            put("> ");
-        }
-        lines.next()
+        let prompted = if terminal { put("> ") } else { Ok(()) };
+        prompted.map_or_else(|error| Some(Err(error)), |()| lines.next())
     })
 }

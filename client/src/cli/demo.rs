@@ -13,7 +13,7 @@ use serde_json::json;
 use super::args::{ComputeArgs, SamplingArgs, open};
 use super::embedded::EmbeddedServer;
 use super::run::totals_json;
-use super::view::{MarkedText, Totals, put, size, table};
+use super::view::{MarkedText, Totals, line, put, size, table};
 
 /// How long the tour waits for the link to come back.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -59,17 +59,19 @@ impl Demo {
             .await
             .context("cannot listen on loopback")?;
         let engine = open(self.config(model, link.address())).await?;
-        self.introduce(&engine, &server);
+        self.introduce(&engine, &server)?;
         let mut session = engine.session(self.sampling.config())?;
         session.push_text(&self.prompt)?;
         let phases = self.tour(&engine, &mut session, &link).await?;
         drop((session, engine, link));
         server.stop().await?;
         match self.json {
-            true => phases.iter().zip(PHASES).for_each(|(totals, phase)| {
-                println!("{}", json!({ "phase": phase, "totals": totals_json(totals) }));
-            }),
-            false => print!("\n{}", closing_table(&phases)),
+            true => {
+                for (totals, phase) in phases.iter().zip(PHASES) {
+                    line(json!({ "phase": phase, "totals": totals_json(totals) }))?;
+                }
+            }
+            false => put(&format!("\n{}", closing_table(&phases)))?,
         }
         Ok(())
     }
@@ -91,40 +93,40 @@ impl Demo {
         session: &mut Session,
         link: &FaultProxy,
     ) -> Result<Vec<Totals>> {
-        let mut text = MarkedText::new();
-        let mut phases = Vec::new();
-        for (phase, name) in PHASES.iter().enumerate() {
-            match phase {
-                0 => {
-                    self.say("Connected: every expert answers, from the device or from the server.")
-                }
-                1 => {
-                    link.set(Conditions { state: LinkFault::Silent, ..Conditions::default() });
-                    self.say("The link is cut. The device goes on with what it has; marked text is provisional.");
-                }
-                _ => {
-                    link.set(Conditions::default());
-                    self.heal(engine, session).await?;
-                }
-            }
-            if phase == 0 && !self.json {
-                put(&self.prompt);
-            }
-            let mut totals = Totals::default();
-            let share = self.predict as usize * (phase + 1) / 3 - self.predict as usize * phase / 3;
-            for _ in 0..share {
-                let token = session.step().await.with_context(|| format!("while {name}"))?;
-                totals.add(&token);
-                if !self.json {
-                    text.print(&token);
-                }
-            }
-            if !self.json {
-                text.end();
-            }
-            phases.push(totals);
+        let total = self.predict as usize;
+        let shares = [total / 3, total * 2 / 3 - total / 3, total - total * 2 / 3];
+
+        self.say("Connected: every expert answers, from the device or from the server.")?;
+        if !self.json {
+            put(&self.prompt)?;
         }
-        Ok(phases)
+        let connected = self.generate(session, shares[0]).await.context("while connected")?;
+
+        link.set(Conditions { state: LinkFault::Silent, ..Conditions::default() });
+        self.say(
+            "The link is cut. The device goes on with what it has; marked text is provisional.",
+        )?;
+        let cut_off = self.generate(session, shares[1]).await.context("while cut off")?;
+
+        link.set(Conditions::default());
+        self.heal(engine, session).await?;
+        let restored = self.generate(session, shares[2]).await.context("after the cut")?;
+        Ok(vec![connected, cut_off, restored])
+    }
+
+    async fn generate(&self, session: &mut Session, count: usize) -> Result<Totals> {
+        let (mut text, mut totals) = (MarkedText::new(), Totals::default());
+        for _ in 0..count {
+            let token = session.step().await?;
+            totals.add(&token);
+            if !self.json {
+                text.print(&token)?;
+            }
+        }
+        if !self.json {
+            text.end()?;
+        }
+        Ok(totals)
     }
 
     /// Waits for the server and recomputes what was said without it.
@@ -141,11 +143,11 @@ impl Demo {
              ({:.0} ms): from here on it says what the full model would.",
             reconnected.as_secs_f64() * 1e3,
             healing.elapsed().as_secs_f64() * 1e3,
-        ));
+        ))?;
         Ok(())
     }
 
-    fn introduce(&self, engine: &Engine, server: &EmbeddedServer) {
+    fn introduce(&self, engine: &Engine, server: &EmbeddedServer) -> std::io::Result<()> {
         let (spec, store) = (engine.spec(), engine.store());
         self.say(&format!(
             "{}: {} layers of {} experts, {} of them used for a token.\n\
@@ -158,13 +160,11 @@ impl Demo {
             size(store.budget_bytes()),
             self.expert_cache,
             server.address,
-        ));
+        ))
     }
 
-    fn say(&self, line: &str) {
-        if !self.json {
-            println!("\n{line}\n");
-        }
+    fn say(&self, text: &str) -> std::io::Result<()> {
+        if self.json { Ok(()) } else { line(format!("\n{text}\n")) }
     }
 }
 

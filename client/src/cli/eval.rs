@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::args::{ModelArgs, PlacementArgs, open};
 use super::embedded::EmbeddedServer;
-use super::view::{bar, size};
+use super::view::{bar, line, size};
 
 /// Measure perplexity and coverage on a text.
 #[derive(Debug, Args)]
@@ -67,8 +67,8 @@ impl Eval {
             server.stop().await?;
         }
         match self.json {
-            true => println!("{}", measured.json()),
-            false => println!("{}", measured.text()),
+            true => line(measured.json())?,
+            false => line(measured.text())?,
         }
         Ok(())
     }

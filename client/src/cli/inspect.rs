@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::{Model, ModelSpec, Sizes};
 use serde_json::json;
 
-use super::view::{size, table};
+use super::view::{line, put, size, table};
 
 /// Show what a model file holds and what fits in which budget.
 #[derive(Debug, Args)]
@@ -26,14 +26,16 @@ pub(crate) struct Inspect {
 impl Inspect {
     pub(crate) fn run(self) -> Result<()> {
         if self.cpu {
-            println!("{}", outrigger::cpu_features());
+            line(outrigger::cpu_features())?;
         }
         let Some(path) = &self.file else { return Ok(()) };
         let model = Model::open(path)?;
         let sizes = Sizes::of(&model);
         match self.json {
-            true => println!("{}", json_view(&model, &sizes)),
-            false => print!("{}\n{}", text_view(&model, &sizes), budgets(&sizes, &model.spec)),
+            true => line(json_view(&model, &sizes))?,
+            false => {
+                put(&format!("{}\n{}", text_view(&model, &sizes), budgets(&sizes, &model.spec)))?
+            }
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::view::line;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::proxy::{Conditions, FaultProxy, LinkFault};
@@ -31,7 +32,12 @@ impl Proxy {
             .with_context(|| format!("cannot listen on {}", self.listen))?;
         let delay = Duration::try_from_secs_f64(self.rtt / 2e3).context("--rtt")?;
         proxy.set(Conditions { delay, bandwidth: self.bandwidth, state: LinkFault::None });
-        println!("{} -> {}, round trip + {} ms; Ctrl-C ends", proxy.address(), self.to, self.rtt);
+        line(format!(
+            "{} -> {}, round trip + {} ms; Ctrl-C ends",
+            proxy.address(),
+            self.to,
+            self.rtt
+        ))?;
         tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")
     }
 }

@@ -8,7 +8,7 @@ use outrigger::Token;
 use serde_json::json;
 
 use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open};
-use super::view::{MarkedText, Totals, put, size};
+use super::view::{MarkedText, Totals, line, put, size};
 
 /// Generate text.
 #[derive(Debug, Args)]
@@ -41,24 +41,24 @@ impl Run {
         session.push_text(&prompt)?;
         let (mut text, mut totals) = (MarkedText::new(), Totals::default());
         if !self.json {
-            put(&prompt);
+            put(&prompt)?;
         }
         let room = engine.context().saturating_sub(session.len()) + 1;
         for _ in 0..self.predict.unwrap_or(room).min(room) {
             let token = session.step().await?;
             totals.add(&token);
             match self.json {
-                true => println!("{}", token_json(&token)),
-                false => text.print(&token),
+                true => line(token_json(&token))?,
+                false => text.print(&token)?,
             }
             if token.end {
                 break;
             }
         }
         match self.json {
-            true => println!("{}", totals_json(&totals)),
+            true => line(totals_json(&totals))?,
             false => {
-                text.end();
+                text.end()?;
                 eprintln!("{}", summary(&totals));
             }
         }

@@ -1,6 +1,7 @@
 //! What people see: marked text, progress, tables. All of it plain where the output is no terminal.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Display;
+use std::io::{IsTerminal, Result, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,23 +19,24 @@ impl MarkedText {
     }
 
     /// Prints a token's text at once.
-    pub(crate) fn print(&mut self, token: &Token) {
-        if !token.text.is_empty() {
-            self.mark(token.provisional);
-            put(&token.text);
+    pub(crate) fn print(&mut self, token: &Token) -> Result<()> {
+        if token.text.is_empty() {
+            return Ok(());
         }
+        self.mark(token.provisional)?;
+        put(&token.text)
     }
 
     /// Closes an open mark and ends the line.
-    pub(crate) fn end(&mut self) {
-        self.mark(false);
-        put("\n");
+    pub(crate) fn end(&mut self) -> Result<()> {
+        self.mark(false)?;
+        put("\n")
     }
 
     /// Changes between marked and plain.
-    pub(crate) fn mark(&mut self, provisional: bool) {
+    fn mark(&mut self, provisional: bool) -> Result<()> {
         if provisional == self.marking {
-            return;
+            return Ok(());
         }
         self.marking = provisional;
         put(match (self.terminal, provisional) {
@@ -42,15 +44,26 @@ impl MarkedText {
             (true, false) => "\x1b[0m",
             (false, true) => "[~",
             (false, false) => "~]",
-        });
+        })
     }
 }
 
 /// Prints without a line break, at once.
-pub(crate) fn put(text: &str) {
+///
+/// # Errors
+/// The reader is gone, or the disk is full: unlike `print!`, which panics, so that the command can end in good order.
+pub(crate) fn put(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    // A reader that went away ends the program at its next line; losing this piece is no error.
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Prints a line, at once.
+///
+/// # Errors
+/// As [`put`].
+pub(crate) fn line(text: impl Display) -> Result<()> {
+    put(&format!("{text}\n"))
 }
 
 /// A spinner on standard error; invisible where that is no terminal.

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::Fleet;
-use crate::config::Reply;
+use crate::config::{OnMiss, Reply};
 
 /// What goes to the servers for one layer.
 pub(crate) struct Outgoing<'a> {
@@ -104,7 +104,10 @@ pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) ->
         let width = fleet.identity.width;
         let started = Instant::now();
         let expert_rows = share.iter().map(|group| group.rows.len()).sum();
-        let deadline = deadline.min(started + server.deadline(expert_rows));
+        let deadline = match fleet.config.on_miss {
+            OnMiss::Wait => deadline,
+            OnMiss::Degrade | OnMiss::Fail => deadline.min(started + server.deadline(expert_rows)),
+        };
         calls.spawn(async move {
             let expected = Expected::of(&request, &share, width);
             let called = async {
