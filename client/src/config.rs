@@ -37,10 +37,12 @@ impl FromStr for OnMiss {
 /// How a server's sums come back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reply {
-    /// 32-bit floats: what the device itself would have computed.
+    /// 48 bits a value: adds up to the bits that the device itself would have computed.
     #[default]
+    Exact,
+    /// 32-bit floats: the last digit depends on where experts ran.
     F32,
-    /// 16-bit floats: half the bytes down, about three digits.
+    /// 16-bit floats: a third of the bytes down, about three digits.
     F16,
 }
 
@@ -49,9 +51,10 @@ impl FromStr for Reply {
 
     fn from_str(text: &str) -> Result<Reply, String> {
         match text {
+            "exact" => Ok(Reply::Exact),
             "f32" => Ok(Reply::F32),
             "f16" => Ok(Reply::F16),
-            _ => Err(format!("found `{text}`, expected f32 or f16")),
+            _ => Err(format!("found `{text}`, expected exact, f32 or f16")),
         }
     }
 }
@@ -97,7 +100,7 @@ impl EngineConfig {
             elsewhere: Elsewhere::Cold,
             on_miss: OnMiss::Degrade,
             policy: Policy::Reroute,
-            reply: Reply::F32,
+            reply: Reply::Exact,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             context: None,
             deadline: Duration::from_secs(1),

@@ -1,6 +1,6 @@
 //! One layer's experts: route, place, dispatch, run what is here meanwhile, combine, repair what is missing.
 
-use outrigger_experts::{ActFormat, Activations, FfnScratch, ops, run_experts};
+use outrigger_experts::{ActFormat, Activations, FfnScratch, run_experts};
 use outrigger_router::{
     Costs, Group, Partial, Placement, Residency, Routing, combine, group, place, repair,
 };
@@ -19,6 +19,8 @@ pub(crate) struct MoeScratch {
     routing: Routing,
     residency: Vec<Residency>,
     ffn: FfnScratch,
+    /// The shared expert's output, `[rows, width]`.
+    shared: Vec<f64>,
     /// What the routed experts add up to.
     sum: Partial,
 }
@@ -58,7 +60,7 @@ impl Moe<'_> {
             let deadline = self.deadline;
             let flight = self.engine.fleet.start(self.outgoing(placement.remote), deadline);
             if std::mem::take(&mut first) {
-                self.run_shared(x);
+                self.run_shared();
             }
             work.extend(self.run_local(&placement.local)?);
             work.extend(self.merge(flight.land().await, &mut failed));
@@ -66,7 +68,10 @@ impl Moe<'_> {
         }
         self.admit(&missing)?;
         self.repair(&missing)?;
-        ops::add(&self.scratch.sum.sums, x);
+        let MoeScratch { sum, shared, .. } = &*self.scratch;
+        for ((x, routed), shared) in x.iter_mut().zip(&sum.sums).zip(shared) {
+            *x += (routed + shared) as f32;
+        }
         for row in 0..self.scratch.routing.rows() {
             let (arrived, routed) = (self.scratch.sum.mass[row], self.scratch.routing.mass(row));
             self.pass.add_mass(row, arrived, routed);
@@ -80,6 +85,7 @@ impl Moe<'_> {
         let rows = scratch.routing.rows();
         reset(&mut scratch.sum.sums, rows * self.h.cols());
         reset(&mut scratch.sum.mass, rows);
+        reset(&mut scratch.shared, rows * self.h.cols());
     }
 
     fn place(&mut self, work: &[Group], failed: &[u16]) -> Placement {
@@ -107,7 +113,7 @@ impl Moe<'_> {
     }
 
     /// The shared expert is one more expert, whose weight is the sigmoid of its own gate.
-    fn run_shared(&mut self, x: &mut [f32]) {
+    fn run_shared(&mut self) {
         let Some(shared) = &self.engine.model.layers[self.layer].shared else { return };
         let weights = self.engine.shared_weights(&shared.gate_inp, self.h);
         let rows: Vec<_> = (0..).zip(weights).collect();
@@ -117,7 +123,8 @@ impl Moe<'_> {
             down_proj: shared.down_proj.mat(),
             rows: &rows,
         };
-        run_experts(&self.engine.pool, self.h, &[group], &mut self.scratch.ffn, x);
+        let MoeScratch { ffn, shared, .. } = &mut *self.scratch;
+        run_experts(&self.engine.pool, self.h, &[group], ffn, shared);
     }
 
     /// Runs groups on the device and counts them; gives back those whose weights could not be read.

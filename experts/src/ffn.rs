@@ -34,7 +34,8 @@ pub struct FfnScratch {
 const DOWN_ROWS: usize = 64;
 
 /// Adds to each named row of `out` (`[x.rows(), n_embd]`) the weighted outputs of its experts, in the groups' order:
-/// the same bits whatever the number of threads and whatever other rows there are.
+/// the same bits whatever the number of threads and whatever other rows there are. Sums are doubles, so that their f32
+/// roundings hardly ever depend on the order of adding: the experts of a row may be split over sites.
 ///
 /// # Panics
 /// Where shapes do not fit each other or a row is beyond `x`.
@@ -43,7 +44,7 @@ pub fn run_experts(
     x: &mut Activations,
     groups: &[Group<'_>],
     scratch: &mut FfnScratch,
-    out: &mut [f32],
+    out: &mut [f64],
 ) {
     let Some(first) = groups.first() else { return };
     let (n_ff, n_embd) = (first.gate_proj.rows, first.down_proj.rows);
@@ -130,7 +131,7 @@ fn down(
     hidden: &Activations,
     groups: &[Group<'_>],
     starts: &[usize],
-    out: &mut [f32],
+    out: &mut [f64],
 ) {
     let kernels = Kernels::best();
     let n_embd = groups[0].down_proj.rows;
@@ -154,7 +155,7 @@ fn down(
                     let out =
                         unsafe { out.slice(*row as usize * n_embd + outputs.start, outputs.len()) };
                     for (out, y) in out.iter_mut().zip(sums) {
-                        *out += weight * y;
+                        *out += f64::from(*weight) * f64::from(*y);
                     }
                 }
             }

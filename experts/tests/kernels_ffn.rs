@@ -82,7 +82,7 @@ fn routing(rows: u32) -> [Vec<(u32, f32)>; 3] {
     ]
 }
 
-fn run(pool: &Pool, experts: &[Expert], routing: &[Vec<(u32, f32)>], x: &[f32]) -> Vec<f32> {
+fn run(pool: &Pool, experts: &[Expert], routing: &[Vec<(u32, f32)>], x: &[f32]) -> Vec<f64> {
     let mut acts = Activations::new(N_EMBD);
     acts.set(x);
     let groups: Vec<Group<'_>> = experts.iter().zip(routing).map(|(e, r)| e.group(r)).collect();

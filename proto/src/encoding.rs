@@ -24,6 +24,7 @@ impl Encoding {
             Encoding::Unspecified => None,
             Encoding::F32 => values.checked_mul(4),
             Encoding::F16 => values.checked_mul(2),
+            Encoding::F48 => values.checked_mul(6),
             Encoding::Q80 => blocks(Q8_0_BLOCK)?.checked_mul(2)?.checked_add(values),
             Encoding::Q8K => blocks(Q8_K_BLOCK)?.checked_mul(4)?.checked_add(values),
         }
@@ -33,7 +34,7 @@ impl Encoding {
 /// A matrix that came over the wire: of the right size, every number finite.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decoded {
-    /// Plain values, `[rows, cols]`; from [`Encoding::F32`] or [`Encoding::F16`].
+    /// Plain values, `[rows, cols]`; from [`Encoding::F32`], [`Encoding::F16`] or, rounded, [`Encoding::F48`].
     F32(Vec<f32>),
     /// Blocks of 32.
     Q80 {
@@ -107,6 +108,10 @@ pub fn decode(
         Encoding::Unspecified => Err(EncodingError::Shape { encoding, rows, cols }),
         Encoding::F32 => Ok(Decoded::F32(finite("value", f32s(bytes))?)),
         Encoding::F16 => Ok(Decoded::F32(finite("value", f16s(bytes))?)),
+        Encoding::F48 => {
+            let narrowed = f48s(bytes).into_iter().map(|v| v as f32).collect();
+            Ok(Decoded::F32(finite("value", narrowed)?))
+        }
         Encoding::Q80 => {
             let (scales, quants) = bytes.split_at(expected - values);
             Ok(Decoded::Q80 { scales: finite("scale", f16s(scales))?, quants: i8s(quants) })
@@ -114,6 +119,22 @@ pub fn decode(
         Encoding::Q8K => {
             let (scales, quants) = bytes.split_at(expected - values);
             Ok(Decoded::Q8K { scales: finite("scale", f32s(scales))?, quants: i8s(quants) })
+        }
+    }
+}
+
+/// Unpacks sums, `[rows, cols]`, from any encoding but blocks, with every digit that came.
+pub fn decode_sums(
+    encoding: Encoding,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> Result<Vec<f64>, EncodingError> {
+    match decode(encoding, rows, cols, bytes)? {
+        Decoded::F32(_) if encoding == Encoding::F48 => Ok(f48s(bytes)),
+        Decoded::F32(values) => Ok(values.into_iter().map(f64::from).collect()),
+        Decoded::Q80 { .. } | Decoded::Q8K { .. } => {
+            Err(EncodingError::Shape { encoding, rows, cols })
         }
     }
 }
@@ -130,6 +151,13 @@ pub fn encode_f32(values: &[f32]) -> Bytes {
 pub fn encode_f16(values: &[f32]) -> Option<Bytes> {
     let mut out = Vec::with_capacity(values.len() * 2);
     put_f16s(values, &mut out).then(|| out.into())
+}
+
+/// Packs `values` as [`Encoding::F48`], rounded to nearest.
+pub fn encode_f48(values: &[f64]) -> Bytes {
+    // Half of the last bit that stays; a carry into the exponent is what rounding means there.
+    let rounded = values.iter().map(|v| v.to_bits().saturating_add(1 << 15).to_le_bytes());
+    rounded.flat_map(|b| [b[2], b[3], b[4], b[5], b[6], b[7]]).collect::<Vec<u8>>().into()
 }
 
 /// Packs blocks of 32 as [`Encoding::Q80`]: a scale for every 32 of `quants`, each of which an f16
@@ -173,6 +201,11 @@ fn f16s(bytes: &[u8]) -> Vec<f32> {
     let mut out = vec![0.0; halves.len()];
     halves.convert_to_f32_slice(&mut out);
     out
+}
+
+fn f48s(bytes: &[u8]) -> Vec<f64> {
+    let widen = |b: &[u8; 6]| f64::from_le_bytes([0, 0, b[0], b[1], b[2], b[3], b[4], b[5]]);
+    bytes.as_chunks().0.iter().map(widen).collect()
 }
 
 fn i8s(bytes: &[u8]) -> Vec<i8> {

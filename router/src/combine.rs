@@ -5,8 +5,9 @@ use crate::Group;
 /// One site's weighted sum for each row, and the routed weight that it covers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Partial {
-    /// `[rows, width]`.
-    pub sums: Vec<f32>,
+    /// `[rows, width]`. In f64, so that the order of adding does not show once they are f32: what a
+    /// row is does not depend on where its experts ran.
+    pub sums: Vec<f64>,
     /// `[rows]`. In f64, so that the order of adding does not show next to an f32 weight.
     pub mass: Vec<f64>,
 }
@@ -37,7 +38,9 @@ impl Partial {
         assert_eq!(scale.len(), self.mass.len(), "one factor a row");
         let width = self.width();
         for (row, &factor) in scale.iter().enumerate().filter(|&(_, &factor)| factor != 1.0) {
-            self.sums[row * width..(row + 1) * width].iter_mut().for_each(|x| *x *= factor);
+            self.sums[row * width..(row + 1) * width]
+                .iter_mut()
+                .for_each(|x| *x *= f64::from(factor));
         }
     }
 
@@ -86,7 +89,7 @@ mod tests {
 
     fn partial(seed: &[f32], rows: usize) -> Partial {
         Partial {
-            sums: seed.to_vec(),
+            sums: seed.iter().map(|&x| f64::from(x)).collect(),
             mass: seed[..rows].iter().map(|&x| f64::from(x.abs())).collect(),
         }
     }
@@ -105,9 +108,9 @@ mod tests {
             combine(&mut got, &mut arrived.clone());
 
             for column in 0..6 {
-                let mut want = parts[0][column];
+                let mut want = f64::from(parts[0][column]);
                 for part in &parts[1..] {
-                    want += part[column];
+                    want += f64::from(part[column]);
                 }
                 prop_assert_eq!(got.sums[column].to_bits(), want.to_bits());
             }

@@ -2,7 +2,9 @@
 //!
 //! `cargo run --release -p outrigger-server --example forward_latency -- -m FILE`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -37,26 +39,20 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let (ready, started) = std::sync::mpsc::channel();
+    let (ready, started) = channel();
     let (model, threads) = (args.model.clone(), args.threads);
     // Apart from the client, as in a process of its own.
-    std::thread::spawn(move || -> anyhow::Result<()> {
-        let config = ServerConfig { model, threads, ..ServerConfig::default() };
-        let server = ExpertServer::open(config)?;
-        let io = std::env::var("IO").unwrap_or("2".into()).parse::<usize>()?;
-        let rt = if io == 0 {
-            Builder::new_current_thread().enable_all().build()?
-        } else {
-            Builder::new_multi_thread().worker_threads(io).enable_all().build()?
-        };
-        rt.block_on(async {
-            let incoming = bind("127.0.0.1:0".parse()?).await?;
-            ready.send(incoming.local_addr()?)?;
-            Ok(server.serve(incoming, None, std::future::pending()).await?)
-        })
-    });
+    std::thread::spawn(move || serve(model, threads, ready));
     let url = format!("http://{}", started.recv().context("the server does not start")?);
     Builder::new_current_thread().enable_all().build()?.block_on(call(args, url))
+}
+
+#[tokio::main(worker_threads = 2)]
+async fn serve(model: PathBuf, threads: usize, ready: Sender<SocketAddr>) -> anyhow::Result<()> {
+    let server = ExpertServer::open(ServerConfig { model, threads, ..ServerConfig::default() })?;
+    let incoming = bind("127.0.0.1:0".parse()?).await?;
+    ready.send(incoming.local_addr()?)?;
+    Ok(server.serve(incoming, None, std::future::pending()).await?)
 }
 
 async fn call(args: Args, url: String) -> anyhow::Result<()> {
@@ -66,7 +62,11 @@ async fn call(args: Args, url: String) -> anyhow::Result<()> {
     let up = described.up().next().context("the server takes no encoding")?;
     let model = Model::open(&args.model)?;
     let width = model.spec.n_embd;
-    let pause = || tokio::time::sleep(Duration::from_micros(args.pause_us));
+    let pause = async || {
+        if args.pause_us > 0 {
+            tokio::time::sleep(Duration::from_micros(args.pause_us)).await;
+        }
+    };
     let (mut empty, mut whole, mut beyond) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..args.calls {
         pause().await;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use outrigger_experts::{
     Activations, Elsewhere, ExpertStore, ExpertTensors, FfnScratch, Group, Pool, run_experts,
 };
-use outrigger_proto::encoding::{Decoded, encode_f16, encode_f32};
+use outrigger_proto::encoding::{Decoded, encode_f16, encode_f32, encode_f48};
 use outrigger_proto::v1::Encoding;
 use tonic::Status;
 
@@ -25,7 +25,7 @@ pub(crate) struct Engine {
     activations: Activations,
     scratch: FfnScratch,
     /// `[rows of the batch, width]`
-    sums: Vec<f32>,
+    sums: Vec<f64>,
 }
 
 /// What one request gets back.
@@ -154,14 +154,21 @@ fn merge(batch: &[&Work]) -> Merged {
 }
 
 /// Sums that are not numbers are not sent; those that an f16 cannot hold are sent as f32.
-fn encode(sums: &[f32], reply: Encoding) -> Result<(Encoding, Bytes), Status> {
+fn encode(sums: &[f64], reply: Encoding) -> Result<(Encoding, Bytes), Status> {
     if sums.iter().any(|sum| !sum.is_finite()) {
         return Err(Status::data_loss("the sums are not finite numbers"));
     }
-    let halves = if reply == Encoding::F16 { encode_f16(sums) } else { None };
+    if reply == Encoding::F48 {
+        return Ok((Encoding::F48, encode_f48(sums)));
+    }
+    let sums: Vec<f32> = sums.iter().map(|&sum| sum as f32).collect();
+    if sums.iter().any(|sum| !sum.is_finite()) {
+        return Err(Status::data_loss("the sums are beyond an f32"));
+    }
+    let halves = if reply == Encoding::F16 { encode_f16(&sums) } else { None };
     Ok(match halves {
         Some(halves) => (Encoding::F16, halves),
-        None => (Encoding::F32, encode_f32(sums)),
+        None => (Encoding::F32, encode_f32(&sums)),
     })
 }
 

@@ -19,9 +19,10 @@ use crate::engine::{Engine, Sums};
 use crate::request::Work;
 use crate::{Error, Result};
 
-/// How long the idle thread looks for work before it sleeps: waking it costs some tens of
-/// microseconds, which the next request of a busy server need not pay.
-const SPIN: Duration = Duration::from_micros(50);
+/// How long the idle thread looks for work before it sleeps: about as long as a device takes to its
+/// next layer, which then need not wait some tens of microseconds until this thread is awake. It
+/// yields all the while to whoever has something to do.
+const SPIN: Duration = Duration::from_millis(1);
 
 /// Tells a caller that was sent away when to come back, in milliseconds (gRPC proposal A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";

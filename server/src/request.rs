@@ -17,7 +17,7 @@ pub(crate) struct Work {
     pub(crate) activations: Decoded,
     /// Ascending by expert; all held.
     pub(crate) groups: Vec<ExpertRows>,
-    /// F32 or F16.
+    /// One of those that are offered.
     pub(crate) reply: Encoding,
 }
 

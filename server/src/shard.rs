@@ -21,7 +21,7 @@ pub(crate) struct Shard {
 }
 
 /// Encodings offered for sums, best first.
-pub(crate) const DOWN: [Encoding; 2] = [Encoding::F32, Encoding::F16];
+pub(crate) const DOWN: [Encoding; 3] = [Encoding::F48, Encoding::F32, Encoding::F16];
 
 /// A message's own bytes and those of each group, beside rows and weights: generous.
 const MESSAGE_BYTES: usize = 1024;

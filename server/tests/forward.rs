@@ -23,7 +23,7 @@ async fn describe_tells_the_model_and_the_part() {
     let up: Vec<_> = answer.up().collect();
     assert_eq!(up, [Encoding::Q80, Encoding::F32, Encoding::F16]);
     let down: Vec<_> = answer.down().collect();
-    assert_eq!(down, [Encoding::F32, Encoding::F16]);
+    assert_eq!(down, [Encoding::F48, Encoding::F32, Encoding::F16]);
     let limits = answer.limits.unwrap();
     assert_eq!(limits.max_rows, 9);
     assert!(limits.max_message_bytes >= 9 * 256 * 4);

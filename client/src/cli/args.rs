@@ -53,8 +53,8 @@ pub(crate) struct PlacementArgs {
     /// Longest wait for servers within one token, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     deadline: u64,
-    /// Encoding of the servers' sums: f32 (exact) or f16 (half the bytes)
-    #[arg(long, value_name = "f32|f16", default_value = "f32")]
+    /// Encoding of the servers' sums: exact, f32 (two thirds of the bytes) or f16 (a third)
+    #[arg(long, value_name = "exact|f32|f16", default_value = "exact")]
     reply: Reply,
 }
 

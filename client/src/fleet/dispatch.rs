@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_experts::{ActFormat, Activations};
-use outrigger_proto::encoding::{self, Decoded};
+use outrigger_proto::encoding;
 use outrigger_proto::v1::{self, Encoding, ForwardRequest, ForwardResponse};
 use outrigger_router::{Failure, Group, Partial};
 use prost::Message as _;
@@ -43,7 +43,7 @@ pub(crate) struct Answer {
     /// The rows that the sums are for, ascending.
     pub(crate) rows: Vec<u32>,
     /// One weighted sum a row, `[rows, width]`.
-    pub(crate) sums: Vec<f32>,
+    pub(crate) sums: Vec<f64>,
     /// Experts of the share that the server does not hold.
     pub(crate) not_run: Vec<u16>,
 }
@@ -139,7 +139,6 @@ struct Expected {
     layer: u32,
     rows: usize,
     width: usize,
-    reply: Encoding,
     experts: Vec<u16>,
 }
 
@@ -150,7 +149,6 @@ impl Expected {
             layer: request.layer,
             rows: request.rows as usize,
             width,
-            reply: request.reply(),
             experts: share.iter().map(|group| group.expert).collect(),
         }
     }
@@ -163,7 +161,6 @@ impl Expected {
         same("request_id", response.request_id, self.request_id)?;
         same("layer", response.layer.into(), self.layer.into())?;
         same("rows", response.rows.into(), self.rows as u64)?;
-        same("encoding", response.encoding as u64, self.reply as u64)?;
         let mut not_run = Vec::with_capacity(response.not_run.len().min(self.experts.len()));
         for &expert in &response.not_run {
             match u16::try_from(expert).ok().filter(|e| self.experts.contains(e)) {
@@ -171,11 +168,10 @@ impl Expected {
                 None => return Err(CallError::BadAnswer(format!("not_run names expert {expert}"))),
             }
         }
-        let decoded = encoding::decode(self.reply, self.rows, self.width, &response.sums)
+        // Sums that do not fit an f16 come as f32: the encoding is the answer's own.
+        let (encoding, rows_sent) = (response.encoding(), self.rows);
+        let sums = encoding::decode_sums(encoding, rows_sent, self.width, &response.sums)
             .map_err(|error| CallError::BadAnswer(error.to_string()))?;
-        let Decoded::F32(sums) = decoded else {
-            return Err(CallError::BadAnswer("sums are no floats".to_owned()));
-        };
         Ok(Answer { rows, sums, not_run })
     }
 }
@@ -251,6 +247,7 @@ fn wire_format(format: ActFormat) -> Encoding {
 
 fn reply_encoding(reply: Reply) -> Encoding {
     match reply {
+        Reply::Exact => Encoding::F48,
         Reply::F32 => Encoding::F32,
         Reply::F16 => Encoding::F16,
     }

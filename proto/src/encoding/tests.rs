@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const ALL: [Encoding; 4] = [Encoding::F32, Encoding::F16, Encoding::Q80, Encoding::Q8K];
+const ALL: [Encoding; 5] =
+    [Encoding::F32, Encoding::F16, Encoding::F48, Encoding::Q80, Encoding::Q8K];
 
 #[test]
 fn layouts_are_scales_then_quants_little_endian() {
@@ -25,6 +26,7 @@ fn layouts_are_scales_then_quants_little_endian() {
 fn sizes_are_those_of_the_format() {
     assert_eq!(Encoding::F32.bytes(3, 5), Some(60));
     assert_eq!(Encoding::F16.bytes(3, 5), Some(30));
+    assert_eq!(Encoding::F48.bytes(3, 5), Some(90));
     assert_eq!(Encoding::Q80.bytes(2, 64), Some(2 * 64 + 2 * 2 * 2));
     assert_eq!(Encoding::Q8K.bytes(2, 512), Some(2 * 512 + 2 * 2 * 4));
     assert_eq!(Encoding::Q80.bytes(2, 48), None);
@@ -103,6 +105,14 @@ proptest! {
     }
 
     #[test]
+    fn f48_keeps_37_digits_of_a_double(values in prop::collection::vec(-1e30_f64..1e30, 1..200)) {
+        let decoded = decode_sums(Encoding::F48, 1, values.len(), &encode_f48(&values)).unwrap();
+        for (&value, got) in values.iter().zip(decoded) {
+            prop_assert!((got - value).abs() <= value.abs() / f64::from(2_u32).powi(37));
+        }
+    }
+
+    #[test]
     fn q8_0_round_trips((rows, cols, scales, quants) in blocks(half().boxed(), Q8_0_BLOCK)) {
         let decoded = decode(Encoding::Q80, rows, cols, &encode_q8_0(&scales, &quants));
         prop_assert_eq!(decoded, Ok(Decoded::Q80 { scales, quants }));
@@ -117,7 +127,7 @@ proptest! {
     /// Whatever the bytes and the claimed shape: an error, or that shape of finite numbers.
     #[test]
     fn nothing_bad_gets_through(
-        which in 0..4usize,
+        which in 0..ALL.len(),
         rows in 0..6usize,
         cols in prop_oneof![0..600usize, Just(32), Just(256), Just(512)],
         bytes in prop::collection::vec(any::<u8>(), 0..1200),
@@ -144,7 +154,7 @@ proptest! {
     /// One byte too many or too few is refused, and so is one number that is not finite.
     #[test]
     fn one_wrong_byte_or_number_is_refused(
-        which in 0..4usize,
+        which in 0..ALL.len(),
         rows in 1..4usize,
         at in any::<prop::sample::Index>(),
     ) {
@@ -158,18 +168,16 @@ proptest! {
             let refused = matches!(decoded, Err(EncodingError::Size { .. }));
             prop_assert!(refused);
         }
-        let (what, floats, wide) = match encoding {
-            Encoding::F32 => ("value", rows * 256, true),
-            Encoding::F16 => ("value", rows * 256, false),
-            Encoding::Q80 => ("scale", rows * 8, false),
-            _ => ("scale", rows, true),
+        let (nan, infinity) = (f32::NAN.to_le_bytes(), f16::NEG_INFINITY.to_le_bytes());
+        let (what, floats, bad): (_, _, &[u8]) = match encoding {
+            Encoding::F32 => ("value", rows * 256, &nan),
+            Encoding::F16 => ("value", rows * 256, &infinity),
+            Encoding::F48 => ("value", rows * 256, &f64::NAN.to_le_bytes()[2..]),
+            Encoding::Q80 => ("scale", rows * 8, &infinity),
+            _ => ("scale", rows, &nan),
         };
         let index = at.index(floats);
-        if wide {
-            bytes[index * 4..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-        } else {
-            bytes[index * 2..][..2].copy_from_slice(&f16::NEG_INFINITY.to_le_bytes());
-        }
+        bytes[index * bad.len()..][..bad.len()].copy_from_slice(bad);
         let decoded = decode(encoding, rows, 256, &bytes);
         prop_assert_eq!(decoded, Err(EncodingError::NotFinite { what, index }));
     }

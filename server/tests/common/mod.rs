@@ -155,9 +155,9 @@ impl Job {
                 rows,
             })
             .collect();
-        let mut out = vec![0.0; self.rows * model.spec.n_embd];
+        let mut out = vec![0.0f64; self.rows * model.spec.n_embd];
         run_experts(&Pool::new(1), &mut x, &groups, &mut FfnScratch::default(), &mut out);
-        out
+        out.into_iter().map(|sum| sum as f32).collect()
     }
 }
 
