@@ -1,10 +1,12 @@
-"""Makes tests/fixtures/demo: what llama.cpp and transformers make of 256 tokens with the demo model.
+"""Makes tests/fixtures/demo: what llama.cpp and transformers make of 256 tokens with the demo model: the
+beginnings of some held-out texts, one after the other.
 
 Writes tokens.json, and as little-endian f16 [tokens, vocab] transformers.f16 (f32 arithmetic on the GGUF's dequantised
 weights) and llama.cpp.f16 (the GGUF itself, f32 keys and values). Prints how the two differ from each other, from the
 original weights and from themselves in f16, which is the floor under any tolerance that a test may ask for.
 
-    python tools/make_demo_fixtures.py --hf DIR --model models/demo.gguf --text val-prose.txt --out tests/fixtures/demo
+    python tools/make_demo_fixtures.py --hf DIR --model models/demo.gguf --out tests/fixtures/demo \
+        --texts val-prose.txt val-tales.txt val-code.txt val-romance.txt
 """
 
 import argparse
@@ -20,13 +22,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hf", type=Path, required=True, help="the demo model in Hugging Face layout")
     parser.add_argument("--model", type=Path, required=True, help="the same as GGUF")
-    parser.add_argument("--text", type=Path, required=True, help="held-out text, whose beginning is used")
+    parser.add_argument("--texts", type=Path, nargs="+", required=True, help="held-out texts, whose beginnings are used")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--out", type=Path, required=True, help="directory of the fixtures")
     args = parser.parse_args()
 
-    text = args.text.read_text(encoding="utf-8")[: 16 * args.tokens]
-    ids = Tokenizer.from_file(str(args.hf / "tokenizer.json")).encode(text).ids[: args.tokens]
+    tokenizer, share = Tokenizer.from_file(str(args.hf / "tokenizer.json")), args.tokens // len(args.texts)
+    beginnings = [path.read_text(encoding="utf-8")[: 16 * share] for path in args.texts]
+    ids = [token for text in beginnings for token in tokenizer.encode(text).ids[:share]]
     transformers = oracles.transformers_logits(args.hf, ids, args.model)
     llama_cpp = oracles.llama_cpp_logits(args.model, ids, "f32")
 

@@ -1,0 +1,110 @@
+//! What a session promises: settling, forking, truncating, and errors that lose nothing.
+
+use std::sync::Arc;
+
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, OnMiss, Session};
+use outrigger_tests::loopback::LoopbackServer;
+use outrigger_tests::{all_logits, fixtures, greedy, max_difference};
+
+async fn half_engine(servers: &[&LoopbackServer], on_miss: OnMiss) -> Arc<Engine> {
+    let mut config = EngineConfig::new(fixtures::demo_model());
+    config.servers = servers.iter().map(|server| server.address.to_string()).collect();
+    config.expert_cache = Budget::Fraction(0.5);
+    config.elsewhere = Elsewhere::Absent;
+    config.on_miss = on_miss;
+    let engine = Engine::open(config).await.expect("it opens");
+    assert!(engine.wait_connected(std::time::Duration::from_secs(5)).await, "servers are up");
+    engine
+}
+
+async fn steps(session: &mut Session, count: usize) -> Vec<u32> {
+    let mut ids = Vec::new();
+    for _ in 0..count {
+        ids.push(session.step().await.expect("a token").id);
+    }
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_settling_logits_are_those_of_a_session_that_was_never_cut() {
+    let whole = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("it opens");
+    let server = LoopbackServer::start(&fixtures::demo_model(), None).await;
+    let engine = half_engine(&[&server], OnMiss::Degrade).await;
+    // (tokens before the cut, tokens without the server, tokens after it is back and before settling)
+    for (before, cut, after) in [(1, 1, 0), (3, 20, 0), (10, 7, 5), (2, 40, 1)] {
+        let mut session = greedy(&engine);
+        session.push_text("It was the best of times").expect("it fits");
+        let settled = |session: &Session| session.settled() + 1 == session.len();
+        steps(&mut session, before).await;
+        assert!(settled(&session), "exact while connected");
+        engine.set_offline(true);
+        steps(&mut session, cut).await;
+        engine.set_offline(false);
+        steps(&mut session, after).await;
+        assert!(!settled(&session), "what was said alone is provisional, and so is all after it");
+
+        session.settle().await.expect("it heals");
+        assert!(settled(&session));
+        let ids: Vec<u32> = session.tokens().collect();
+        let expected = all_logits(&whole, &ids[..ids.len() - 1], 512).await;
+        let last = &expected[expected.len() - session.logits().len()..];
+        let difference = max_difference(session.logits(), last);
+        assert!(difference <= 1e-4, "cut {before}, {cut}, {after}: {difference}");
+    }
+}
+
+#[tokio::test]
+async fn a_fork_goes_its_own_way_and_a_truncated_session_goes_back() {
+    let engine = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("it opens");
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    let prompt = session.len();
+    let first = steps(&mut session, 12).await;
+    let mut fork = session.fork();
+    fork.push_text(" But then").expect("it fits");
+    steps(&mut fork, 5).await;
+
+    // The fork left no trace: the original goes back and says the same again.
+    let ids: Vec<u32> = session.tokens().collect();
+    session.truncate(prompt - 1);
+    session.push(&ids[prompt - 1..prompt]).expect("it fits");
+    assert_eq!(steps(&mut session, 12).await, first);
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_and_costs_nothing() {
+    let mut config = EngineConfig::new(fixtures::demo_model());
+    config.context = Some(16);
+    let engine = Engine::open(config.clone()).await.expect("it opens");
+    let mut session = greedy(&engine);
+    assert!(matches!(session.step().await, Err(Error::Empty)));
+    let refused = session.push(&[5, 1_000_000]);
+    assert!(matches!(refused, Err(Error::TokenId { id: 1_000_000, .. })), "{refused:?}");
+    let refused = session.push(&[5; 17]);
+    assert!(matches!(refused, Err(Error::ContextFull { capacity: 16, wanted: 17 })), "{refused:?}");
+    assert!(session.is_empty(), "nothing of it was kept");
+    session.push(&[5; 16]).expect("it fits exactly");
+    session.step().await.expect("the last token that the context has room for");
+    assert!(matches!(session.step().await, Err(Error::ContextFull { .. })));
+
+    config.context = Some(1_000_000);
+    assert!(matches!(Engine::open(config.clone()).await, Err(Error::Context { .. })));
+    config.context = None;
+    config.servers = vec!["no port".to_owned()];
+    assert!(matches!(Engine::open(config).await, Err(Error::ServerUrl { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_miss_fail_says_what_is_missing_and_loses_no_token() {
+    let server = LoopbackServer::start(&fixtures::demo_model(), None).await;
+    let engine = half_engine(&[&server], OnMiss::Fail).await;
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    engine.set_offline(true);
+    let length = session.len();
+    let failed = session.step().await;
+    assert!(matches!(failed, Err(Error::Missing { .. })), "{failed:?}");
+    assert_eq!(session.len(), length);
+    engine.set_offline(false);
+    assert_eq!(session.step().await.expect("a token").coverage, 1.0);
+}
