@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use outrigger_experts::{Budget, Elsewhere};
 pub use outrigger_router::Policy;
-
-use crate::fleet::Dial;
+use tonic::transport::{Channel, Endpoint};
 
 /// What to do with an expert that nobody can run in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +56,33 @@ impl FromStr for Reply {
             "f16" => Ok(Reply::F16),
             _ => Err(format!("found `{text}`, expected exact, f32 or f16")),
         }
+    }
+}
+
+/// How connections are made: over TCP, or over whatever a test or a simulator brings.
+#[derive(Clone)]
+pub struct Dial(Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>);
+
+impl Dial {
+    /// Makes every connection with `connect`, which must not block.
+    pub fn new(connect: impl Fn(Endpoint) -> Channel + Send + Sync + 'static) -> Dial {
+        Dial(Arc::new(connect))
+    }
+
+    pub(crate) fn dial(&self, endpoint: Endpoint) -> Channel {
+        (self.0)(endpoint)
+    }
+}
+
+impl Default for Dial {
+    fn default() -> Dial {
+        Dial::new(|endpoint| endpoint.connect_lazy())
+    }
+}
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dial")
     }
 }
 

@@ -34,10 +34,10 @@ mod sizes;
 pub mod text;
 mod trunk;
 
-pub use config::{Budget, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use config::{Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use fleet::{Dial, ServerStatus};
+pub use fleet::ServerStatus;
 pub use outrigger_experts::{
     CacheStats, Fingerprint, GgmlType, Model, ModelSpec, cpu_features, synth,
 };

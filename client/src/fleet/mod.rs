@@ -14,35 +14,11 @@ use outrigger_router::{Site, State as LinkState};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::config::EngineConfig;
 use crate::error::Result;
 pub(crate) use dispatch::{Flight, Landed, Outgoing};
 use server::{Held, Server};
-
-/// How connections are made: over TCP, or over whatever a test or a simulator brings.
-#[derive(Clone)]
-pub struct Dial(Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>);
-
-impl Dial {
-    /// Makes every connection with `connect`, which must not block.
-    pub fn new(connect: impl Fn(Endpoint) -> Channel + Send + Sync + 'static) -> Dial {
-        Dial(Arc::new(connect))
-    }
-}
-
-impl Default for Dial {
-    fn default() -> Dial {
-        Dial::new(|endpoint| endpoint.connect_lazy())
-    }
-}
-
-impl std::fmt::Debug for Dial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Dial")
-    }
-}
 
 /// The model as both sides must have it.
 #[derive(Clone, Debug)]

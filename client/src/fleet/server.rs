@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use super::dispatch::CallError;
-use super::{Dial, Identity, RosterEntry, ServerStatus};
-use crate::config::EngineConfig;
+use super::{Identity, RosterEntry, ServerStatus};
+use crate::config::{Dial, EngineConfig};
 use crate::error::{Error, Result};
 
 /// How long a connection may take to open, and a probe to be answered.
@@ -145,7 +145,7 @@ impl Server {
     async fn describe(&self, known: Option<Peer>) -> Result<Peer, CallError> {
         let mut client = match known {
             Some(peer) => peer.client,
-            None => ExpertsClient::new(self.dial.0(self.endpoint.clone()))
+            None => ExpertsClient::new(self.dial.dial(self.endpoint.clone()))
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES),
         };
