@@ -121,7 +121,7 @@ fn experts_add_up_as_in_f64() {
         }
         let out = run(&Pool::new(2), &experts, &routing, &x);
         let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
-        let error = norm(&mut out.iter().zip(&want).map(|(o, w)| f64::from(*o) - w));
+        let error = norm(&mut out.iter().zip(&want).map(|(o, w)| o - w));
         let size = norm(&mut want.iter().map(|w| w - 1.0));
         assert!(error <= bound * size, "{ty} and {down}: {} of the result", error / size);
         assert!(out[2 * N_EMBD..3 * N_EMBD].iter().all(|v| *v == 1.0), "row 2 has no expert");

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use outrigger_server::{ExpertServer, ServerConfig};
 use tokio::task::JoinHandle;
+use tonic::transport::ServerTlsConfig;
 
 /// A running server; dropping it ends it.
 pub struct LoopbackServer {
@@ -17,6 +18,15 @@ pub struct LoopbackServer {
 impl LoopbackServer {
     /// Serves `model`, or only a range of each layer's experts, with one compute thread.
     pub async fn start(model: &Path, experts: Option<RangeInclusive<u32>>) -> LoopbackServer {
+        LoopbackServer::start_with(model, experts, None).await
+    }
+
+    /// As [`LoopbackServer::start`], over TLS if it is given.
+    pub async fn start_with(
+        model: &Path,
+        experts: Option<RangeInclusive<u32>>,
+        tls: Option<ServerTlsConfig>,
+    ) -> LoopbackServer {
         let model = model.to_owned();
         let config = ServerConfig { model, experts, threads: 1, ..ServerConfig::default() };
         let server = ExpertServer::open(config).expect("the model opens");
@@ -25,7 +35,7 @@ impl LoopbackServer {
         let address = incoming.local_addr().expect("it is bound");
         let forever = std::future::pending();
         let serving = tokio::spawn(async move {
-            server.serve(incoming, None, forever).await.expect("it serves");
+            server.serve(incoming, tls, forever).await.expect("it serves");
         });
         LoopbackServer { address, serving }
     }

@@ -1,0 +1,47 @@
+//! TLS between device and server.
+
+use std::time::Duration;
+
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig};
+use outrigger_tests::loopback::LoopbackServer;
+use outrigger_tests::{fixtures, greedy};
+use tonic::transport::{Identity, ServerTlsConfig};
+
+/// A certificate for `localhost` that vouches for itself, and its key, as PEM.
+fn certificate() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+async fn first_coverage(port: u16, scheme: &str, authority: &str) -> (f32, Option<String>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("ca.pem");
+    std::fs::write(&path, authority).expect("it is written");
+    let mut config = EngineConfig::new(fixtures::demo_model());
+    config.servers = vec![format!("{scheme}://localhost:{port}")];
+    config.tls_ca = Some(path);
+    config.expert_cache = Budget::Fraction(0.25);
+    config.elsewhere = Elsewhere::Absent;
+    config.deadline = Duration::from_secs(3);
+    let engine = Engine::open(config).await.expect("it opens");
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    let token = session.step().await.expect("a token");
+    (token.coverage, token.fault)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_server_that_proves_who_it_is_is_asked() {
+    let (certificate_pem, key) = certificate();
+    let tls = ServerTlsConfig::new().identity(Identity::from_pem(&certificate_pem, key));
+    let server = LoopbackServer::start_with(&fixtures::demo_model(), None, Some(tls)).await;
+    let port = server.address.port();
+
+    let (coverage, fault) = first_coverage(port, "https", &certificate_pem).await;
+    assert_eq!(coverage, 1.0, "{fault:?}");
+    let (somebody_else, _) = certificate();
+    let (coverage, fault) = first_coverage(port, "https", &somebody_else).await;
+    assert!(coverage < 1.0 && fault.is_some(), "an unknown authority: {fault:?}");
+    let (coverage, fault) = first_coverage(port, "http", &certificate_pem).await;
+    assert!(coverage < 1.0 && fault.is_some(), "no TLS: {fault:?}");
+}
