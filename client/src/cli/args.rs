@@ -62,7 +62,7 @@ pub(crate) struct PlacementArgs {
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
     /// Temperature; 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub(crate) temp: f32,
     /// Keep the K likeliest tokens; 0 keeps all
     #[arg(long, value_name = "K", default_value_t = 40)]

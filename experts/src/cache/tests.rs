@@ -138,8 +138,8 @@ impl Witness {
 
     fn check(&self) {
         let mut in_use = 0;
-        for layer in 0..LAYERS {
-            let mut here = self.here[layer].clone();
+        for (layer, here) in self.here.iter().enumerate() {
+            let mut here = here.clone();
             let mut resident: Vec<u16> = self.cache.resident(layer).collect();
             here.sort();
             resident.sort();

@@ -112,10 +112,15 @@ impl Writer {
     /// Starts the file by writing its header.
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk refuses, or another writer is at work on the same path; [`Error::Key`] if the
-    /// metadata asks for an alignment that no reader takes.
+    /// [`Error::Io`] if the disk refuses, or another writer is at work on the same path; [`Error::Header`] if there is
+    /// something at the path that is no file, such as a device; [`Error::Key`] if the metadata asks for an alignment that no reader takes.
     pub fn create(layout: Layout) -> Result<Writer> {
         let alignment = header::alignment(&layout.meta)?;
+        // Renaming would put a file in its place, whatever it is.
+        if std::fs::metadata(&layout.path).is_ok_and(|there| !there.is_file()) {
+            let mismatch = Mismatch::new("something that is no file", "a file, or nothing yet");
+            return Err(mismatch.in_header(&layout.path, "output"));
+        }
         let mut temporary = layout.path.clone().into_os_string();
         temporary.push(".tmp");
         let temporary = PathBuf::from(temporary);

@@ -131,13 +131,16 @@ fn wrong_declarations_and_too_many_bytes() {
 /// A file-size limit stands for the full disk: both fail the write, with EFBIG or ENOSPC.
 #[test]
 fn a_full_disk_leaves_the_old_file_valid() {
+    if let Some(path) = std::env::var_os("FULL_DISK") {
+        return write_until_the_disk_is_full(path.as_ref());
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     Small::new("olmoe").write(&path);
     let before = std::fs::read(&path).unwrap();
-    // The limit is for a whole process: this test's binary once more, running the other half.
+    // The limit is for a whole process: this test once more, in one of its own.
     let half = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact --ignored writer::write_until_the_disk_is_full"])
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" --exact writer::a_full_disk_leaves_the_old_file_valid"])
         .arg(std::env::current_exe().unwrap())
         .env("FULL_DISK", &path)
         .output()
@@ -148,11 +151,8 @@ fn a_full_disk_leaves_the_old_file_valid() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }
 
-#[test]
-#[ignore = "run by a_full_disk_leaves_the_old_file_valid, in a process of its own"]
-fn write_until_the_disk_is_full() {
-    let Some(path) = std::env::var_os("FULL_DISK") else { return };
-    let mut layout = Layout::new(path.as_ref());
+fn write_until_the_disk_is_full(path: &Path) {
+    let mut layout = Layout::new(path);
     layout.tensor("big", GgmlType::F32, &[1 << 20]).unwrap();
     let written = Writer::create(layout).and_then(|mut writer| {
         writer.write(&vec![0; 4 << 20])?;
@@ -160,4 +160,10 @@ fn write_until_the_disk_is_full() {
     });
     let text = written.unwrap_err().to_string();
     assert!(text.contains("model.gguf.tmp: cannot write"), "{text}");
+}
+
+#[test]
+fn what_is_no_file_is_not_replaced() {
+    let refused = Writer::create(Layout::new("/dev/null".as_ref())).unwrap_err().to_string();
+    assert!(refused.contains("/dev/null: output: found something that is no file"), "{refused}");
 }
