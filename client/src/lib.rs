@@ -10,7 +10,7 @@
 //! let mut config = EngineConfig::new("models/demo.gguf");
 //! config.servers.push("localhost:7070".to_owned());
 //! let engine = Engine::open(config).await?;
-//! let mut session = engine.session(SamplerConfig::default());
+//! let mut session = engine.session(SamplerConfig::default())?;
 //! session.push_text("Once upon a time")?;
 //! let token = session.step().await?;
 //! println!("{} (coverage {:.2})", token.text, token.coverage);
