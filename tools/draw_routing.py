@@ -58,7 +58,7 @@ def draw(shares: torch.Tensor, out: Path):
         axis.set_xticks([])
         axis.set_ylabel(f"layer {i}", fontsize=9)
     axes[-1].set_xlabel("experts, in the order of the domain that leans on them most", fontsize=9)
-    bar = figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1, 2, 3, 4], shrink=0.6)
+    bar = figure.colorbar(picture, ax=axes, ticks=[0, 0.5, 1, 2, 3, 4], shrink=0.6, extend="max")
     bar.set_label("share of routed weight (1 = equal use)", fontsize=9)
     for kind in ("svg", "png"):
         figure.savefig(out.with_suffix(f".{kind}"), dpi=150)
