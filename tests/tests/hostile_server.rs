@@ -116,6 +116,7 @@ async fn no_lie_is_merged() {
         config.servers = servers;
         config.expert_cache = Budget::Fraction(0.25);
         config.elsewhere = Elsewhere::Absent;
+        config.deadline = Duration::from_secs(20);
         config
     };
     let alone = Engine::open(config(Vec::new())).await.expect("it opens");

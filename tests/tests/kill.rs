@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Session, Token};
 use outrigger_tests::{fixtures, greedy};
 
-const DEADLINE: Duration = Duration::from_millis(500);
+const DEADLINE: Duration = Duration::from_secs(2);
 
 struct ServerProcess {
     child: Child,
@@ -112,9 +112,12 @@ async fn a_killed_server_costs_coverage_and_nothing_else() {
     assert!(dying.last().is_some_and(|token| token.provisional && token.fault.is_some()));
 
     let server = ServerProcess::start(address);
-    let back = generate(&mut session, |token| token.coverage == 1.0).await;
+    // A token may find all of its experts at home by luck: the server must have helped.
+    let back =
+        generate(&mut session, |token| token.coverage == 1.0 && token.tally.remote > 0).await;
     assert!(back.last().is_some_and(|token| token.provisional), "it rests on what was said alone");
-    session.settle().await.expect("it heals");
+    let healed = session.settle().await.expect("it heals");
+    assert_eq!(healed.fault, None, "every expert was reached");
     assert_eq!(session.settled() + 1, session.len(), "all but the pending token is settled");
     server.kill();
 }

@@ -12,6 +12,8 @@ async fn half_engine(servers: &[&LoopbackServer], on_miss: OnMiss) -> Arc<Engine
     config.expert_cache = Budget::Fraction(0.5);
     config.elsewhere = Elsewhere::Absent;
     config.on_miss = on_miss;
+    // Far beyond what a busy machine makes of a call on loopback.
+    config.deadline = std::time::Duration::from_secs(20);
     let engine = Engine::open(config).await.expect("it opens");
     assert!(engine.wait_connected(std::time::Duration::from_secs(5)).await, "servers are up");
     engine

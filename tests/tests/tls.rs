@@ -22,7 +22,7 @@ async fn first_coverage(port: u16, scheme: &str, authority: &str) -> (f32, Optio
     config.tls_ca = Some(path);
     config.expert_cache = Budget::Fraction(0.25);
     config.elsewhere = Elsewhere::Absent;
-    config.deadline = Duration::from_secs(3);
+    config.deadline = Duration::from_secs(5);
     let engine = Engine::open(config).await.expect("it opens");
     let mut session = greedy(&engine);
     session.push_text("Once upon a time").expect("it fits");
