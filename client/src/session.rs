@@ -13,7 +13,7 @@ use crate::pass::{Pass, Tally};
 use crate::sample::{Sampler, SamplerConfig};
 use crate::text::StreamDecoder;
 
-/// Rows of one pass: an expert's weights are read once for all of them.
+/// Most rows of one pass: an expert's weights are read once for all of them.
 const BATCH_ROWS: usize = 512;
 
 /// A token, and what it was made of.
@@ -153,7 +153,7 @@ impl Session {
         }
         let mut pass = Pass::default();
         while !self.pending.is_empty() {
-            let rows = self.pending.len().min(BATCH_ROWS);
+            let rows = self.pending.len().min(self.engine.fleet.batch_rows(BATCH_ROWS));
             let batch = Forward {
                 engine: &self.engine,
                 kv: &mut self.kv,

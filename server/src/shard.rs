@@ -56,10 +56,11 @@ impl Shard {
         MESSAGE_BYTES + rows * self.width() * size_of::<f32>() + groups
     }
 
-    /// The largest answer: every row as f32, every expert not run.
+    /// The largest answer: every row in the widest encoding, every expert not run.
     pub(crate) fn max_reply_bytes(&self) -> usize {
-        let rows = self.max_rows as usize;
-        MESSAGE_BYTES + rows * self.width() * size_of::<f32>() + self.n_experts() as usize * 5
+        let (rows, width) = (self.max_rows as usize, self.width());
+        let sums = DOWN.iter().filter_map(|encoding| encoding.bytes(rows, width)).max();
+        MESSAGE_BYTES + sums.unwrap_or(0) + self.n_experts() as usize * 5
     }
 
     pub(crate) fn describe(&self) -> DescribeResponse {

@@ -18,17 +18,17 @@ pub struct LoopbackServer {
 impl LoopbackServer {
     /// Serves `model`, or only a range of each layer's experts, with one compute thread.
     pub async fn start(model: &Path, experts: Option<RangeInclusive<u32>>) -> LoopbackServer {
-        LoopbackServer::start_with(model, experts, None).await
+        let config = ServerConfig { experts, ..LoopbackServer::config(model) };
+        LoopbackServer::start_with(config, None).await
     }
 
-    /// As [`LoopbackServer::start`], over TLS if it is given.
-    pub async fn start_with(
-        model: &Path,
-        experts: Option<RangeInclusive<u32>>,
-        tls: Option<ServerTlsConfig>,
-    ) -> LoopbackServer {
-        let model = model.to_owned();
-        let config = ServerConfig { model, experts, threads: 1, ..ServerConfig::default() };
+    /// All of `model`, with one compute thread.
+    pub fn config(model: &Path) -> ServerConfig {
+        ServerConfig { model: model.to_owned(), threads: 1, ..ServerConfig::default() }
+    }
+
+    /// A server that is configured, over TLS if it is given.
+    pub async fn start_with(config: ServerConfig, tls: Option<ServerTlsConfig>) -> LoopbackServer {
         let server = ExpertServer::open(config).expect("the model opens");
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");

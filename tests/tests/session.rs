@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, OnMiss, Session};
+use outrigger_server::ServerConfig;
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{all_logits, fixtures, greedy, max_difference};
 
@@ -53,6 +54,28 @@ async fn after_settling_logits_are_those_of_a_session_that_was_never_cut() {
         let difference = max_difference(session.logits(), last);
         assert!(difference <= 1e-4, "cut {before}, {cut}, {after}: {difference}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_of_as_many_rows_as_the_server_takes_is_exact() {
+    let roomy = LoopbackServer::start(&fixtures::demo_model(), None).await;
+    check_long_prompt(&roomy).await;
+    let config = ServerConfig { max_rows: 100, ..LoopbackServer::config(&fixtures::demo_model()) };
+    check_long_prompt(&LoopbackServer::start_with(config, None).await).await;
+}
+
+async fn check_long_prompt(server: &LoopbackServer) {
+    let engine = half_engine(&[server], OnMiss::Degrade).await;
+    let whole = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("it opens");
+    let tokens: Vec<u32> = (0..1000).map(|i| i * 37 % 4000).collect();
+    let (mut split, mut alone) = (greedy(&engine), greedy(&whole));
+    for session in [&mut split, &mut alone] {
+        session.push(&tokens).expect("it fits");
+        let pass = session.advance().await.expect("a pass");
+        assert_eq!(pass.fault, None);
+    }
+    assert_eq!(split.settled(), tokens.len());
+    assert!(max_difference(split.logits(), alone.logits()) <= 1e-4);
 }
 
 #[tokio::test]

@@ -34,7 +34,8 @@ async fn first_coverage(port: u16, scheme: &str, authority: &str) -> (f32, Optio
 async fn only_a_server_that_proves_who_it_is_is_asked() {
     let (certificate_pem, key) = certificate();
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(&certificate_pem, key));
-    let server = LoopbackServer::start_with(&fixtures::demo_model(), None, Some(tls)).await;
+    let config = LoopbackServer::config(&fixtures::demo_model());
+    let server = LoopbackServer::start_with(config, Some(tls)).await;
     let port = server.address.port();
 
     let (coverage, fault) = first_coverage(port, "https", &certificate_pem).await;

@@ -124,6 +124,11 @@ impl Fleet {
         Roster(entries.filter_map(|server| server.entry()).collect())
     }
 
+    /// Rows that every server takes in one request, at most `most`.
+    pub(crate) fn batch_rows(&self, most: usize) -> usize {
+        self.servers.iter().filter_map(|server| server.max_rows()).fold(most, usize::min)
+    }
+
     /// Sends each server its part of a layer; returns at once.
     pub(crate) fn start(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
         dispatch::start(self, outgoing, deadline)

@@ -75,6 +75,8 @@ struct State {
 struct Peer {
     client: ExpertsClient<Channel>,
     held: Arc<Held>,
+    /// Rows that it takes in one request.
+    max_rows: usize,
 }
 
 impl Server {
@@ -162,7 +164,10 @@ impl Server {
             )));
         }
         let held = Arc::new(Held::from_description(&description, identity));
-        Ok(Peer { client, held })
+        let limits = description.limits.unwrap_or_default();
+        // A server that does not say takes what comes.
+        let max_rows = if limits.max_rows == 0 { usize::MAX } else { limits.max_rows as usize };
+        Ok(Peer { client, held, max_rows })
     }
 
     /// The connection, if calls may go out now.
@@ -174,6 +179,11 @@ impl Server {
         } else {
             None
         }
+    }
+
+    /// Rows that it takes in one request, as far as it is known.
+    pub(super) fn max_rows(&self) -> Option<usize> {
+        self.state().peer.as_ref().map(|peer| peer.max_rows)
     }
 
     pub(super) fn entry(&self) -> Option<RosterEntry> {
