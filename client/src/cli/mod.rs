@@ -12,8 +12,6 @@ mod run;
 mod synth;
 mod view;
 
-use std::io::IsTerminal;
-
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -74,9 +72,5 @@ impl Cli {
 /// Logs go to standard error, warnings only unless `RUST_LOG` says otherwise.
 pub(crate) fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

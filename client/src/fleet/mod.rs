@@ -143,6 +143,7 @@ impl Fleet {
         match faults.max_by_key(|fault| fault.0) {
             Some((_, fault)) => fault,
             None if self.servers.is_empty() => "no server is configured".to_owned(),
+            None if !self.any_up() => "no server has answered yet".to_owned(),
             None => "no server holds them".to_owned(),
         }
     }
