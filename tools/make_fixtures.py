@@ -14,6 +14,7 @@ import logging
 import math
 from pathlib import Path
 
+import convert_demo
 import gguf
 import numpy as np
 import torch
@@ -57,17 +58,8 @@ MODELS = {
     ),
 }  # fmt: skip
 
-# Hugging Face name -> GGUF name, inside `model.layers.N.` -> `blk.N.`; the experts are split by hand.
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate": "ffn_gate_inp",
+# The converter's names and those of a shared expert; the experts are split by hand.
+LAYER_NAMES = convert_demo.LAYER_NAMES | {
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",

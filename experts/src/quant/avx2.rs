@@ -9,6 +9,7 @@ use half::{bf16, f16};
 
 use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
 use super::isa::Isa;
+use super::tiles::tile_functions;
 use super::{ActRow, Kernels, Tile};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -28,39 +29,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 /// A weight row is unpacked once for this many activation rows; more would spill 16 registers.
 const BATCH: usize = 2;
 
-/// A tile function from a row's dot product.
-macro_rules! tile {
-    ($name:ident, $dot:ident $(, $kind:expr)?) => {
-        /// # Safety
-        /// See `TileFn`.
-        #[target_feature(enable = "avx2,fma,f16c")]
-        unsafe fn $name(tile: &Tile<'_>) {
-            let (batches, rest) = tile.x.as_chunks::<BATCH>();
-            for (i, x) in batches.iter().enumerate() {
-                for r in 0..tile.rows {
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i * BATCH, r, $dot::<$({ $kind },)? BATCH>(tile.row(r), x)) };
-                }
-            }
-            for (i, x) in rest.as_chunks::<1>().0.iter().enumerate() {
-                for r in 0..tile.rows {
-                    let i = batches.len() * BATCH + i;
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i, r, $dot::<$({ $kind },)? 1>(tile.row(r), x)) };
-                }
-            }
-        }
-    };
-}
-
-tile!(f32_tile, float_dot, F32);
-tile!(f16_tile, float_dot, F16);
-tile!(bf16_tile, float_dot, BF16);
-tile!(q8_0_tile, block_dot, false);
-tile!(q4_0_tile, block_dot, true);
-tile!(q4_k_tile, k_dot, false);
-tile!(q5_k_tile, k_dot, true);
-tile!(q6_k_tile, q6_k_dot);
+tile_functions!("avx2,fma,f16c");
 
 /// Q4_K, or Q5_K where `FIVE`.
 ///

@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 use super::avx2::{half_pair, in_16_bits};
 use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
 use super::isa::Isa;
+use super::tiles::tile_functions;
 use super::{ActRow, Kernels, Tile};
 use floats::{BF16, F16, F32, blend_f16, float_dot};
 
@@ -31,40 +32,7 @@ pub(super) static KERNELS: Kernels = Kernels {
 /// A weight row is unpacked once for this many activation rows.
 const BATCH: usize = 4;
 
-/// A tile function from the dot products of a weight row with some activation rows. One weight row at a time: two
-/// interleaved streams cost the hardware's prefetch half of the bandwidth (measured on Zen 4).
-macro_rules! tile {
-    ($name:ident, $dot:ident $(, $kind:expr)?) => {
-        /// # Safety
-        /// See `TileFn`.
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-        unsafe fn $name(tile: &Tile<'_>) {
-            let (batches, rest) = tile.x.as_chunks::<BATCH>();
-            for (i, x) in batches.iter().enumerate() {
-                for r in 0..tile.rows {
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i * BATCH, r, $dot::<$({ $kind },)? BATCH>(tile.row(r), x)) };
-                }
-            }
-            for (i, x) in rest.as_chunks::<1>().0.iter().enumerate() {
-                for r in 0..tile.rows {
-                    let i = batches.len() * BATCH + i;
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i, r, $dot::<$({ $kind },)? 1>(tile.row(r), x)) };
-                }
-            }
-        }
-    };
-}
-
-tile!(f32_tile, float_dot, F32);
-tile!(f16_tile, float_dot, F16);
-tile!(bf16_tile, float_dot, BF16);
-tile!(q8_0_tile, block_dot, false);
-tile!(q4_0_tile, block_dot, true);
-tile!(q4_k_tile, k_dot, false);
-tile!(q5_k_tile, k_dot, true);
-tile!(q6_k_tile, q6_k_dot);
+tile_functions!("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
 /// Q4_K, or Q5_K where `FIVE`.
 ///

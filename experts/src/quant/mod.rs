@@ -12,6 +12,8 @@ mod dequantize;
 pub(crate) mod isa;
 mod quantize;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use crate::{Activations, GgmlType, Mat};
 use isa::Isa;
