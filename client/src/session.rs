@@ -129,7 +129,7 @@ impl Session {
     /// # Errors
     /// As [`Session::step`]. The session is as it was before, less what was computed.
     pub async fn advance(&mut self) -> Result<Pass> {
-        self.run_batches(false, &mut |_| ()).await
+        self.run_batches(false, 0, &mut |_| ()).await
     }
 
     /// Computes what is pending, in batches, and shows `logits` of every batch, `[rows, vocab]`, as they come.
@@ -137,10 +137,16 @@ impl Session {
     /// # Errors
     /// As [`Session::advance`].
     pub async fn advance_all(&mut self, mut logits: impl FnMut(&[f32])) -> Result<Pass> {
-        self.run_batches(true, &mut logits).await
+        self.run_batches(true, 0, &mut logits).await
     }
 
-    async fn run_batches(&mut self, all: bool, show: &mut impl FnMut(&[f32])) -> Result<Pass> {
+    /// Computes all pending tokens but the last `keep`.
+    async fn run_batches(
+        &mut self,
+        all: bool,
+        keep: usize,
+        show: &mut impl FnMut(&[f32]),
+    ) -> Result<Pass> {
         if self.pending.is_empty() && self.done.is_empty() {
             return Err(Error::Empty);
         }
@@ -152,8 +158,9 @@ impl Session {
             });
         }
         let mut pass = Pass::default();
-        while !self.pending.is_empty() {
-            let rows = self.pending.len().min(self.engine.fleet.batch_rows(BATCH_ROWS));
+        while self.pending.len() > keep {
+            let waiting = self.pending.len() - keep;
+            let rows = waiting.min(self.engine.fleet.batch_rows(BATCH_ROWS));
             let batch = Forward {
                 engine: &self.engine,
                 kv: &mut self.kv,
@@ -186,10 +193,10 @@ impl Session {
         if tail.is_empty() {
             return Ok(Pass::default());
         }
-        let pending = std::mem::replace(&mut self.pending, tail);
-        let settled = self.advance().await;
-        self.pending.extend(pending);
-        settled
+        // Before the tokens that were pending already: a call that is dropped half-way loses none.
+        let keep = self.pending.len();
+        self.pending.splice(..0, tail);
+        self.run_batches(false, keep, &mut |_| ()).await
     }
 
     /// A second timeline that shares this one's past.

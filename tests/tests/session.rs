@@ -57,6 +57,24 @@ async fn after_settling_logits_are_those_of_a_session_that_was_never_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settling_that_is_dropped_half_way_loses_no_token() {
+    let server = LoopbackServer::start(&fixtures::demo_model(), None).await;
+    let engine = half_engine(&[&server], OnMiss::Degrade).await;
+    let mut session = greedy(&engine);
+    session.push_text("It was the best of times").expect("it fits");
+    engine.set_offline(true);
+    steps(&mut session, 20).await;
+    engine.set_offline(false);
+    let before: Vec<u32> = session.tokens().collect();
+    // It cannot end without an answer, and that has no time to come.
+    let dropped = tokio::time::timeout(std::time::Duration::ZERO, session.settle()).await;
+    assert!(dropped.is_err());
+    assert_eq!(session.tokens().collect::<Vec<u32>>(), before);
+    session.settle().await.expect("it heals");
+    assert_eq!(session.tokens().collect::<Vec<u32>>(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_of_as_many_rows_as_the_server_takes_is_exact() {
     let roomy = LoopbackServer::start(&fixtures::demo_model(), None).await;
     check_long_prompt(&roomy).await;
