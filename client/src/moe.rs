@@ -74,7 +74,7 @@ impl Moe<'_> {
         }
         for row in 0..self.scratch.routing.rows() {
             let (arrived, routed) = (self.scratch.sum.mass[row], self.scratch.routing.mass(row));
-            self.pass.add_mass(row, arrived, routed);
+            self.pass.add_mass(row, arrived, 0.0, routed);
         }
         Ok(())
     }

@@ -13,6 +13,8 @@ pub struct Tally {
     pub remote: u64,
     /// Routed expert calls that ran nowhere.
     pub missing: u64,
+    /// Those of the missing that an approximation on the device stood in for.
+    pub standin: u64,
     /// Calls of other, resident experts in place of missing ones.
     pub substituted: u64,
     /// Bytes of requests.
@@ -26,6 +28,7 @@ impl AddAssign for Tally {
         self.local += other.local;
         self.remote += other.remote;
         self.missing += other.missing;
+        self.standin += other.standin;
         self.substituted += other.substituted;
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
@@ -43,11 +46,14 @@ pub struct Pass {
     routed: Vec<f64>,
     /// The part of it that ran as routed.
     arrived: Vec<f64>,
+    /// The part of it that an approximation stood in for.
+    stood_in: Vec<f64>,
 }
 
 impl Pass {
     pub(crate) fn new(rows: usize) -> Pass {
-        Pass { routed: vec![0.0; rows], arrived: vec![0.0; rows], ..Pass::default() }
+        let zeros = || vec![0.0; rows];
+        Pass { routed: zeros(), arrived: zeros(), stood_in: zeros(), ..Pass::default() }
     }
 
     /// Rows of the pass.
@@ -60,9 +66,15 @@ impl Pass {
         outrigger_router::coverage(self.arrived[row], self.routed[row])
     }
 
+    /// Share of a row's routed weight that approximations on the device stood in for; coverage does not count it.
+    pub fn standin(&self, row: usize) -> f32 {
+        if self.stood_in[row] == 0.0 { 0.0 } else { (self.stood_in[row] / self.routed[row]) as f32 }
+    }
+
     /// Counts one layer's mass of a row.
-    pub(crate) fn add_mass(&mut self, row: usize, arrived: f64, routed: f64) {
+    pub(crate) fn add_mass(&mut self, row: usize, arrived: f64, stood_in: f64, routed: f64) {
         self.arrived[row] += arrived;
+        self.stood_in[row] += stood_in;
         self.routed[row] += routed;
     }
 
@@ -71,6 +83,7 @@ impl Pass {
         self.tally += other.tally;
         self.routed.extend(other.routed);
         self.arrived.extend(other.arrived);
+        self.stood_in.extend(other.stood_in);
         self.fault = other.fault.or(self.fault.take());
     }
 }

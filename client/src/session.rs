@@ -25,6 +25,8 @@ pub struct Token {
     pub text: String,
     /// Arrived over routed weight of the row that it was sampled from: 1.0 is exact.
     pub coverage: f32,
+    /// Share of the routed weight of that row that approximations on the device stood in for.
+    pub standin: f32,
     /// Whether anything that it rests on, itself included, was computed with experts missing.
     pub provisional: bool,
     /// Whether the model ended its text here.
@@ -116,6 +118,7 @@ impl Session {
             id,
             text,
             coverage: pass.coverage(pass.rows() - 1),
+            standin: pass.standin(pass.rows() - 1),
             provisional: self.settled < self.done.len(),
             end,
             tally: pass.tally,

@@ -98,6 +98,7 @@ fn token_json(token: &Token) -> serde_json::Value {
         "id": token.id,
         "text": token.text,
         "coverage": token.coverage,
+        "standin": token.standin,
         "provisional": token.provisional,
         "tally": token.tally,
         "fault": token.fault,
