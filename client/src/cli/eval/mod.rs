@@ -1,0 +1,188 @@
+//! `outrigger eval`: how good the model is, here and offline, and how far from the full model.
+
+mod logits_file;
+mod measure;
+mod reference;
+mod report;
+mod stats;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use outrigger::{Engine, EngineConfig, OnMiss};
+
+use super::args::{ModelArgs, PlacementArgs, open};
+use super::embedded::EmbeddedServer;
+use super::view::{bar, line, put};
+use logits_file::LogitsFile;
+use measure::{Measured, Meter, Reading};
+use reference::{Reference, check_full};
+use report::{Figures, view};
+
+/// Measure perplexity and coverage on texts, and the distance to the full model.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("text").required(true)))]
+pub(crate) struct Eval {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text; several may be given, one a domain, and count the same however long they are
+    #[arg(short, long, group = "text", value_name = "FILE")]
+    file: Vec<PathBuf>,
+    /// Token ids instead of a text
+    #[arg(long, group = "text", value_delimiter = ',', value_name = "1,2,3")]
+    token_ids: Vec<u32>,
+    /// Use only the first N tokens of each text
+    #[arg(long, value_name = "N")]
+    tokens: Option<usize>,
+    /// Tokens a pass; 1 is real sequential decoding
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
+    batch: u16,
+    /// Tokens a window; each starts with an empty history [default: the context]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    window: Option<u32>,
+    /// Cut every server off after N tokens of each window; the figures then cover the rest of it.
+    /// Without --server, the experts' server runs inside this process until then
+    #[arg(long, value_name = "N")]
+    offline_after: Option<usize>,
+    /// Compare every prediction with the full model's: perplexity ratio, KL, top-1 agreement and acceptance,
+    /// with 95 % intervals. FULL is the file that a pack was made from [default: the model itself, all
+    /// experts at home]. Without --server and --offline-after, the device is cut off from the start
+    #[arg(long, value_name = "FULL", num_args = 0..=1)]
+    against_full: Option<Option<PathBuf>>,
+    /// Write the logits, raw little-endian f32 [tokens, vocab]
+    #[arg(long, value_name = "FILE")]
+    save_logits: Option<PathBuf>,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    /// One JSON object a text where there are several, then one of all of them
+    #[arg(long)]
+    json: bool,
+}
+
+/// A text and what people call it.
+struct Text {
+    name: String,
+    tokens: Vec<u32>,
+}
+
+impl Eval {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut config = self.placement.config(self.model.model.clone(), &self.model.compute);
+        let embedded = self.serve(&mut config).await?;
+        let texts = self.measure(&config).await?;
+        if let Some(server) = embedded {
+            server.stop().await?;
+        }
+        self.report(&texts)
+    }
+
+    /// The full model's file, if there is something to compare with it.
+    fn full(&self) -> Option<&Path> {
+        let given = self.against_full.as_ref()?;
+        Some(given.as_deref().unwrap_or(&self.model.model))
+    }
+
+    /// Tokens of a window after which the device is cut off.
+    fn cut(&self) -> Option<usize> {
+        let alone = self.against_full.is_some() && self.placement.servers.is_empty();
+        self.offline_after.or(alone.then_some(0))
+    }
+
+    /// Starts the server that is cut off, where none is given but one is needed: before the cut, or to heal after it.
+    async fn serve(&self, config: &mut EngineConfig) -> Result<Option<EmbeddedServer>> {
+        if let Some(full) = self.full() {
+            check_full(full)?;
+        }
+        if self.cut().is_some() && config.on_miss == OnMiss::Wait {
+            bail!("--on-miss wait would wait for ever once the servers are cut off");
+        }
+        let needed = self.cut().is_some_and(|tokens| tokens > 0) || self.full().is_some();
+        if !needed || !config.servers.is_empty() {
+            return Ok(None);
+        }
+        let server = EmbeddedServer::start(self.full().unwrap_or(&self.model.model)).await?;
+        config.servers.push(server.address.to_string());
+        Ok(Some(server))
+    }
+
+    /// Measures each text on an engine of its own, so that its figures are the same whatever was measured before.
+    async fn measure(&self, config: &EngineConfig) -> Result<Vec<(String, Measured)>> {
+        let first = open(config.clone()).await?;
+        let reference = match self.full() {
+            Some(full) => Some(Reference::open(full, &first, &config.model, config.threads).await?),
+            None => None,
+        };
+        let texts = self.texts(&first)?;
+        let reading = self.reading(&first, &texts)?;
+        let mut logits_file = self.save_logits.as_deref().map(LogitsFile::create).transpose()?;
+        let progress = bar(texts.iter().map(|text| text.tokens.len() as u64).sum(), "tokens");
+        let (mut first, mut measured) = (Some(first), Vec::new());
+        for text in texts {
+            let engine = match first.take() {
+                Some(engine) => engine,
+                None => Engine::open(config.clone()).await.context("cannot open the model")?,
+            };
+            progress.set_message(text.name.clone());
+            let meter = Meter {
+                engine: &engine,
+                reading: &reading,
+                reference: reference.as_ref(),
+                logits_file: logits_file.as_mut(),
+                progress: &progress,
+            };
+            measured.push((text.name, meter.measure(&text.tokens).await?));
+        }
+        progress.finish_and_clear();
+        logits_file.map(LogitsFile::finish).transpose()?;
+        Ok(measured)
+    }
+
+    fn texts(&self, engine: &Engine) -> Result<Vec<Text>> {
+        let mut texts = Vec::new();
+        for path in &self.file {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let tokens = engine.tokenizer().encode(&text, true, true);
+            texts.push(Text { name: path.display().to_string(), tokens });
+        }
+        if !self.token_ids.is_empty() {
+            texts.push(Text { name: "--token-ids".to_owned(), tokens: self.token_ids.clone() });
+        }
+        for Text { name, tokens } in &mut texts {
+            tokens.truncate(self.tokens.unwrap_or(usize::MAX));
+            let found = tokens.len();
+            ensure!(found >= 2, "{name}: {found} tokens, at least 2 are needed to predict one");
+        }
+        Ok(texts)
+    }
+
+    fn reading(&self, engine: &Engine, texts: &[Text]) -> Result<Reading> {
+        let window = self.window.map_or(engine.context(), |n| n as usize).min(engine.context());
+        let reading = Reading { window, batch: self.batch.into(), cut: self.cut() };
+        for Text { name, tokens } in texts {
+            let tokens = window.min(tokens.len());
+            ensure!(
+                reading.connected() + 1 < tokens,
+                "{name}: --offline-after leaves nothing of a window of {tokens} tokens"
+            );
+        }
+        Ok(reading)
+    }
+
+    fn report(&self, texts: &[(String, Measured)]) -> Result<()> {
+        let total = Figures::of(texts.iter().map(|(_, measured)| measured));
+        let single = texts.iter().map(|(name, text)| (name, Figures::of([text])));
+        if !self.json {
+            return Ok(put(&view(&single.collect::<Vec<_>>(), &total))?);
+        }
+        if texts.len() > 1 {
+            for (name, figures) in single {
+                let mut figures = figures.json();
+                figures["file"] = name.as_str().into();
+                line(figures)?;
+            }
+        }
+        Ok(line(total.json())?)
+    }
+}
