@@ -76,4 +76,7 @@ pub enum Error {
     /// A session was stepped before it was given a token.
     #[error("the session is empty: push a token before the first step")]
     Empty,
+    /// Every token of a session was computed already, and none sampled or pushed since.
+    #[error("nothing is pending: push a token before the next step")]
+    NothingPending,
 }

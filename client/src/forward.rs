@@ -15,7 +15,8 @@ use crate::trunk::TrunkLayer;
 
 /// Buffers that one session reuses from pass to pass.
 pub(crate) struct Scratch {
-    /// The residual stream, `[rows, width]`.
+    positions: Vec<usize>,
+    /// The residual stream, `[rows, width]`; after a pass, what is read out.
     x: Vec<f32>,
     /// The normed residual stream.
     h: Vec<f32>,
@@ -32,6 +33,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new(spec: &ModelSpec) -> Scratch {
         Scratch {
+            positions: Vec::new(),
             x: Vec::new(),
             h: Vec::new(),
             acts: Activations::new(spec.n_embd),
@@ -43,23 +45,42 @@ impl Scratch {
             moe: MoeScratch::default(),
         }
     }
+
+    /// logits = W_out norm(x), `[rows, vocab]`, of some of the last pass's rows, by index.
+    pub(crate) fn read_out(&mut self, engine: &Engine, rows: &[usize], logits: &mut Vec<f32>) {
+        let (width, eps) = (engine.model.spec.n_embd, engine.model.spec.norm_eps);
+        let Scratch { x, h, acts, .. } = self;
+        h.resize(rows.len() * width, 0.0);
+        for (&row, h) in rows.iter().zip(h.chunks_exact_mut(width)) {
+            ops::rms_norm(&x[row * width..][..width], &engine.trunk.output_norm, eps, h);
+        }
+        acts.set(h);
+        multiply(engine, &engine.model.output, acts, logits);
+    }
 }
 
-/// One pass over a batch of new tokens of one session.
+/// One row of a pass.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) token: u32,
+    /// Where it is in the text; its keys and values take the place of any that the cache holds there.
+    pub(crate) position: usize,
+}
+
+/// One pass over some rows of one session.
 pub(crate) struct Forward<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) kv: &'a mut KvCache,
     pub(crate) scratch: &'a mut Scratch,
-    /// Logits of every row rather than of the last one.
-    pub(crate) all_logits: bool,
 }
 
 impl Forward<'_> {
-    /// Computes `tokens` behind what the KV cache holds and leaves the logits, `[rows, vocab]` or `[vocab]`.
-    pub(crate) async fn run(mut self, tokens: &[u32], logits: &mut Vec<f32>) -> Result<Pass> {
-        let deadline = Instant::now() + self.engine.config.patience(tokens.len());
-        let mut pass = Pass::new(tokens.len());
-        self.embed(tokens);
+    /// Computes `rows`, positions ascending: those that the cache holds already again, and new ones behind it. Every
+    /// row sees the others before it as this pass makes them.
+    pub(crate) async fn run(mut self, rows: &[Row]) -> Result<Pass> {
+        let deadline = Instant::now() + self.engine.config.patience(rows.len());
+        let mut pass = Pass::new(rows.len());
+        self.embed(rows);
         for (layer, tensors) in self.engine.model.layers.iter().enumerate() {
             self.attend(layer, tensors);
             self.norm(&self.engine.trunk.layers[layer].ffn_norm);
@@ -68,17 +89,19 @@ impl Forward<'_> {
             let engine = self.engine;
             Moe { engine, layer, deadline, h: acts, scratch: moe, pass: &mut pass }.run(x).await?;
         }
-        self.kv.commit(tokens.len());
-        self.read_out(logits);
+        self.kv.commit(rows.last().map_or(0, |row| row.position + 1));
         Ok(pass)
     }
 
-    fn embed(&mut self, tokens: &[u32]) {
+    fn embed(&mut self, rows: &[Row]) {
         let (table, width) = (&self.engine.model.token_embd, self.engine.model.spec.n_embd);
         let row_bytes = table.byte_len() / table.rows();
-        self.scratch.x.resize(tokens.len() * width, 0.0);
-        for (&token, x) in tokens.iter().zip(self.scratch.x.chunks_exact_mut(width)) {
-            let bytes = &table.bytes()[token as usize * row_bytes..][..row_bytes];
+        let Scratch { positions, x, .. } = &mut *self.scratch;
+        positions.clear();
+        positions.extend(rows.iter().map(|row| row.position));
+        x.resize(rows.len() * width, 0.0);
+        for (row, x) in rows.iter().zip(x.chunks_exact_mut(width)) {
+            let bytes = &table.bytes()[row.token as usize * row_bytes..][..row_bytes];
             dequantize(table.ty(), bytes, x);
         }
     }
@@ -88,17 +111,17 @@ impl Forward<'_> {
         let small = &self.engine.trunk.layers[layer];
         self.norm(&small.attn_norm);
         self.project(tensors, small);
-        let (spec, first) = (&self.engine.model.spec, self.kv.len());
-        let Scratch { x, h, acts, q, k, v, attended, attended_acts, .. } = &mut *self.scratch;
+        let spec = &self.engine.model.spec;
+        let Scratch { positions, x, h, q, k, v, attended, attended_acts, .. } = &mut *self.scratch;
         for (values, weight) in [(&mut *q, &small.q_norm), (&mut *k, &small.k_norm)] {
             if let Some(weight) = weight {
                 norm_groups(values, weight, spec.norm_eps, h);
             }
         }
         let rope = &self.engine.trunk.rope;
-        rope.turn(q, spec.n_heads, first);
-        rope.turn(k, spec.n_kv_heads, first);
-        self.kv.store(layer, k, v);
+        rope.turn(q, spec.n_heads, positions);
+        rope.turn(k, spec.n_kv_heads, positions);
+        self.kv.store(layer, positions, k, v);
         let kv = self.kv.layer(layer);
         attended.resize(q.len(), 0.0);
         let attention = Attention {
@@ -108,8 +131,7 @@ impl Forward<'_> {
             capacity: self.kv.capacity(),
             scale: 1.0 / (spec.head_dim as f32).sqrt(),
         };
-        let positions: Vec<usize> = (first..first + acts.rows()).collect();
-        attend(&self.engine.pool, &attention, q, &kv.keys, &kv.values, &positions, attended);
+        attend(&self.engine.pool, &attention, q, &kv.keys, &kv.values, positions, attended);
         attended_acts.set(attended);
         multiply(self.engine, &tensors.o, attended_acts, h);
         ops::add(h, x);
@@ -144,17 +166,6 @@ impl Forward<'_> {
             let Some(bias) = bias else { continue };
             out.chunks_exact_mut(bias.len()).for_each(|row| ops::add(bias, row));
         }
-    }
-
-    /// logits = W_out norm(x), of the last row or of all.
-    fn read_out(&mut self, logits: &mut Vec<f32>) {
-        let model = &self.engine.model;
-        if !self.all_logits {
-            let last = self.scratch.x.len() - model.spec.n_embd;
-            self.scratch.x.drain(..last);
-        }
-        self.norm(&self.engine.trunk.output_norm);
-        multiply(self.engine, &model.output, &mut self.scratch.acts, logits);
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) struct KvCache {
     layers: Vec<LayerKv>,
     head_dim: usize,
     capacity: usize,
+    /// Positions that are written.
     len: usize,
 }
 
@@ -32,34 +33,35 @@ impl KvCache {
         self.capacity
     }
 
-    /// Positions that are written.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Forgets every position from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// Counts `rows` positions as written, after every layer stored them.
-    pub(crate) fn commit(&mut self, rows: usize) {
-        self.len += rows;
+    /// Counts the positions before `len` as written, after every layer stored them.
+    pub(crate) fn commit(&mut self, len: usize) {
+        self.len = self.len.max(len);
     }
 
     pub(crate) fn layer(&self, layer: usize) -> &LayerKv {
         &self.layers[layer]
     }
 
-    /// Stores the keys and values of `layer`, each `[rows, kv_heads, head_dim]`, behind the written positions.
-    pub(crate) fn store(&mut self, layer: usize, keys: &[f32], values: &[f32]) {
-        let (dim, capacity, first) = (self.head_dim, self.capacity, self.len);
+    /// Stores the keys and values of `layer`, each `[rows, kv_heads, head_dim]`, at `positions`, `[rows]`.
+    pub(crate) fn store(
+        &mut self,
+        layer: usize,
+        positions: &[usize],
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let (dim, capacity) = (self.head_dim, self.capacity);
         let kv = &mut self.layers[layer];
         let kv_heads = kv.keys.len() / (capacity * dim);
         for (into, from) in [(&mut kv.keys, keys), (&mut kv.values, values)] {
             for (i, head) in from.chunks_exact(dim).enumerate() {
                 let (row, kv_head) = (i / kv_heads, i % kv_heads);
-                let at = (kv_head * capacity + first + row) * dim;
+                let at = (kv_head * capacity + positions[row]) * dim;
                 ops::to_f16(head, &mut into[at..at + dim]);
             }
         }

@@ -78,6 +78,13 @@ impl Pass {
         self.routed[row] += routed;
     }
 
+    /// Leaves out the first `rows` rows; their calls stay in the tally.
+    pub(crate) fn skip(&mut self, rows: usize) {
+        for mass in [&mut self.routed, &mut self.arrived, &mut self.stood_in] {
+            mass.drain(..rows);
+        }
+    }
+
     /// Appends another pass's rows.
     pub(crate) fn append(&mut self, other: Pass) {
         self.tally += other.tally;

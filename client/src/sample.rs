@@ -2,7 +2,6 @@
 //! top-k, top-p, min-p, temperature), and a draw that a seed repeats on every platform.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -88,8 +87,6 @@ pub struct SamplerError {
 pub struct Sampler {
     config: SamplerConfig,
     rng: ChaCha8Rng,
-    /// The last `repeat_last_n` tokens, while there is a penalty.
-    recent: VecDeque<u32>,
     // Scratch, reused so that no token allocates.
     penalised: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -110,39 +107,38 @@ impl Sampler {
         Sampler {
             config,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
-            recent: VecDeque::new(),
             penalised: Vec::new(),
             candidates: Vec::new(),
         }
     }
 
-    /// Counts a token that was not sampled here, such as the prompt's, as recent.
-    pub fn accept(&mut self, id: u32) {
-        if self.has_penalty() {
-            if self.recent.len() == self.config.repeat_last_n {
-                self.recent.pop_front();
-            }
-            self.recent.push_back(id);
-        }
+    /// Chooses the token after `history`, all tokens before it. `logits`: `[vocab]`. NaN and -inf are never chosen
+    /// while anything else is there; with nothing else, token 0 is. Equals: the lowest id first.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        let draw = self.draw();
+        self.choose(logits, history, draw)
     }
 
-    /// Chooses a token and counts it as recent. `logits`: `[vocab]`. NaN and -inf are never chosen
-    /// while anything else is there; with nothing else, token 0 is. Equals: the lowest id first.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+    /// The next random number, uniform in [0, 1).
+    pub(crate) fn draw(&mut self) -> f64 {
+        unit(&mut self.rng)
+    }
+
+    /// What [`Sampler::sample`] chooses where the random number is `draw`.
+    pub(crate) fn choose(&mut self, logits: &[f32], history: &[u32], draw: f64) -> u32 {
         let logits = if self.has_penalty() {
-            penalise(logits, &self.recent, self.config.repeat_penalty, &mut self.penalised);
+            let recent = &history[history.len().saturating_sub(self.config.repeat_last_n)..];
+            penalise(logits, recent, self.config.repeat_penalty, &mut self.penalised);
             &self.penalised
         } else {
             logits
         };
-        let id = if self.config.temperature > 0.0 {
+        if self.config.temperature > 0.0 {
             filter(logits, &self.config, &mut self.candidates);
-            draw(&self.candidates, unit(&mut self.rng))
+            pick(&self.candidates, draw)
         } else {
             likeliest(logits)
-        };
-        self.accept(id);
-        id
+        }
     }
 
     fn has_penalty(&self) -> bool {
@@ -152,7 +148,7 @@ impl Sampler {
 }
 
 /// `logits` with those of recent tokens made less likely, once each (llama.cpp's penalties).
-fn penalise(logits: &[f32], recent: &VecDeque<u32>, penalty: f32, out: &mut Vec<f32>) {
+fn penalise(logits: &[f32], recent: &[u32], penalty: f32, out: &mut Vec<f32>) {
     out.clear();
     out.extend_from_slice(logits);
     for &id in recent {
@@ -233,7 +229,7 @@ fn total(candidates: &[Candidate]) -> f64 {
 }
 
 /// The token at `u`, from 0 to 1, of the candidates' weights laid end to end.
-fn draw(candidates: &[Candidate], u: f64) -> u32 {
+fn pick(candidates: &[Candidate], u: f64) -> u32 {
     let mut left = u * total(candidates);
     for c in candidates {
         left -= c.weight;

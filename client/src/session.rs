@@ -1,5 +1,7 @@
 //! One timeline: its tokens, its KV cache, and how much of it is settled.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::forward::{Forward, Scratch};
+use crate::forward::{Forward, Row, Scratch};
 use crate::kv::KvCache;
 use crate::pass::{Pass, Tally};
 use crate::sample::{Sampler, SamplerConfig};
@@ -15,6 +17,11 @@ use crate::text::StreamDecoder;
 
 /// Most rows of one pass: an expert's weights are read once for all of them.
 const BATCH_ROWS: usize = 512;
+/// Rows of the provisional tail that a pass computes again beside new ones: with a new token eight, which may take as
+/// long as one.
+const HEAL_ROWS: usize = 7;
+/// Rows whose logits are held at once while settling: a vocabulary may have 150 000 tokens.
+const READ_ROWS: usize = 32;
 
 /// A token, and what it was made of.
 #[derive(Clone, Debug)]
@@ -31,7 +38,11 @@ pub struct Token {
     pub provisional: bool,
     /// Whether the model ended its text here.
     pub end: bool,
-    /// Expert calls and bytes of the pass, all rows that were pending included.
+    /// Rows of the provisional tail that this step settled, besides its own.
+    pub healed: usize,
+    /// [`Session::divergence`] after this step.
+    pub divergence: Option<usize>,
+    /// Expert calls and bytes of the pass: of all rows that were pending and of all that were to be healed.
     pub tally: Tally,
     /// From the call to the token.
     pub elapsed: Duration,
@@ -49,6 +60,11 @@ pub struct Session {
     pending: Vec<u32>,
     /// Rows at the front that were computed with coverage 1 on settled history.
     settled: usize,
+    /// Whether the last pass missed anything: then there is little hope that the next one heals.
+    missed: bool,
+    /// By position, the random number of each token that was sampled from a row that is not settled yet.
+    draws: BTreeMap<usize, f64>,
+    divergence: Option<usize>,
     /// Logits of the last row.
     logits: Vec<f32>,
     scratch: Scratch,
@@ -64,6 +80,9 @@ impl Session {
             done: Vec::new(),
             pending: Vec::new(),
             settled: 0,
+            missed: false,
+            draws: BTreeMap::new(),
+            divergence: None,
             logits: Vec::new(),
             scratch: Scratch::new(engine.spec()),
             sampler: Sampler::new(sampler),
@@ -98,20 +117,27 @@ impl Session {
         Ok(())
     }
 
-    /// Computes what is pending and samples the next token, which is pending then.
+    /// Computes what is pending and samples the next token, which is pending then. While a server answers, each pass
+    /// heals a few rows of the provisional tail besides.
     ///
     /// Computes on the calling thread and the engine's pool; calls to servers need the runtime's other threads.
     ///
     /// # Errors
-    /// An empty session, a full context, an unreadable file, or missing experts where the configuration says to fail.
+    /// Nothing pending, a full context, an unreadable file, or missing experts where the configuration says to fail.
     pub async fn step(&mut self) -> Result<Token> {
         let started = Instant::now();
+        let (settled, tail) = (self.settled, self.done.len());
         let pass = self.advance().await?;
-        let id = self.sampler.sample(&self.logits);
+        let draw = self.sampler.draw();
+        let id = self.sampler.choose(&self.logits, &self.done, draw);
         let tokenizer = self.engine.tokenizer();
         let end = tokenizer.is_end(id);
         let text = if end { self.decoder.finish() } else { self.decoder.push(tokenizer, id) };
+        let provisional = self.settled < self.done.len();
         if self.len() < self.kv.capacity() {
+            if provisional {
+                self.draws.insert(self.len(), draw);
+            }
             self.pending.push(id);
         }
         Ok(Token {
@@ -119,20 +145,23 @@ impl Session {
             text,
             coverage: pass.coverage(pass.rows() - 1),
             standin: pass.standin(pass.rows() - 1),
-            provisional: self.settled < self.done.len(),
+            provisional,
             end,
+            healed: self.settled.min(tail) - settled,
+            divergence: self.divergence,
             tally: pass.tally,
             elapsed: started.elapsed(),
             fault: pass.fault,
         })
     }
 
-    /// Computes what is pending, without sampling; [`Session::logits`] are then those after the last token.
+    /// Computes what is pending, without sampling; [`Session::logits`] are then those after the last token. The pass
+    /// has the rows that were pending; its tally counts healing too.
     ///
     /// # Errors
     /// As [`Session::step`]. The session is as it was before, less what was computed.
     pub async fn advance(&mut self) -> Result<Pass> {
-        self.run_batches(false, 0, &mut |_| ()).await
+        self.run_batches(false, &mut |_| ()).await
     }
 
     /// Computes what is pending, in batches, and shows `logits` of every batch, `[rows, vocab]`, as they come.
@@ -140,66 +169,106 @@ impl Session {
     /// # Errors
     /// As [`Session::advance`].
     pub async fn advance_all(&mut self, mut logits: impl FnMut(&[f32])) -> Result<Pass> {
-        self.run_batches(true, 0, &mut logits).await
+        self.run_batches(true, &mut logits).await
     }
 
-    /// Computes all pending tokens but the last `keep`.
-    async fn run_batches(
-        &mut self,
-        all: bool,
-        keep: usize,
-        show: &mut impl FnMut(&[f32]),
-    ) -> Result<Pass> {
-        if self.pending.is_empty() && self.done.is_empty() {
-            return Err(Error::Empty);
-        }
+    async fn run_batches(&mut self, all: bool, show: &mut impl FnMut(&[f32])) -> Result<Pass> {
         if self.pending.is_empty() {
-            // Only after a token that the context had no room for.
-            return Err(Error::ContextFull {
-                capacity: self.kv.capacity(),
-                wanted: self.len() + 1,
-            });
+            return Err(self.nothing_pending());
         }
-        let mut pass = Pass::default();
-        while self.pending.len() > keep {
-            let waiting = self.pending.len() - keep;
-            let rows = waiting.min(self.engine.fleet.batch_rows(BATCH_ROWS));
-            let batch = Forward {
-                engine: &self.engine,
-                kv: &mut self.kv,
-                scratch: &mut self.scratch,
-                all_logits: all,
-            };
-            let part = batch.run(&self.pending[..rows], &mut self.logits).await?;
-            self.done.extend(self.pending.drain(..rows));
-            if self.settled == self.kv.len() - rows {
-                let exact = (0..rows).take_while(|&row| part.coverage(row) == 1.0).count();
-                self.settled += exact;
-            }
+        let mut total = Pass::default();
+        while !self.pending.is_empty() {
+            let most = self.engine.fleet.batch_rows(BATCH_ROWS);
+            let healed = self.to_heal().min(most - 1);
+            let new = self.pending.len().min(most - healed);
+            let mut pass = self.pass(self.settled..self.settled + healed, new).await?;
+            let rows = healed + new;
+            let shown: Vec<usize> = if all { (healed..rows).collect() } else { vec![rows - 1] };
+            self.scratch.read_out(&self.engine, &shown, &mut self.logits);
             show(&self.logits);
-            pass.append(part);
+            pass.skip(healed);
+            total.append(pass);
         }
-        let vocab = self.engine.spec().n_vocab;
-        let last = self.logits.len() - vocab;
+        let last = self.logits.len() - self.engine.spec().n_vocab;
         self.logits.drain(..last);
-        Ok(pass)
+        Ok(total)
     }
 
     /// Recomputes the provisional tail in batches, with every expert that can be reached now. Where all could be, the
-    /// future is exactly what the full model would say after this text.
+    /// future is exactly what the full model would say after this text. The pass has the rows of the tail.
     ///
     /// # Errors
     /// As [`Session::advance`].
     pub async fn settle(&mut self) -> Result<Pass> {
-        let tail = self.done.split_off(self.settled);
-        self.kv.truncate(self.settled);
-        if tail.is_empty() {
-            return Ok(Pass::default());
+        let mut total = Pass::default();
+        let mut at = self.settled;
+        while at < self.done.len() {
+            let end = self.done.len().min(at + self.engine.fleet.batch_rows(BATCH_ROWS));
+            total.append(self.pass(at..end, 0).await?);
+            if end == self.done.len() {
+                self.scratch.read_out(&self.engine, &[end - at - 1], &mut self.logits);
+            }
+            at = end;
         }
-        // Before the tokens that were pending already: a call that is dropped half-way loses none.
-        let keep = self.pending.len();
-        self.pending.splice(..0, tail);
-        self.run_batches(false, keep, &mut |_| ()).await
+        Ok(total)
+    }
+
+    /// One pass: computes rows of the tail again, and the first `new` pending tokens behind the cache. A pass that
+    /// fails, or is dropped, leaves every token where it was, and provisional what was.
+    async fn pass(&mut self, again: Range<usize>, new: usize) -> Result<Pass> {
+        let tail = again.map(|position| (position, self.done[position]));
+        let behind = (self.done.len()..).zip(self.pending[..new].iter().copied());
+        let rows = tail.chain(behind).map(|(position, token)| Row { token, position });
+        let rows: Vec<Row> = rows.collect();
+        let Session { engine, kv, scratch, .. } = self;
+        let pass = Forward { engine, kv, scratch }.run(&rows).await?;
+        self.done.extend(self.pending.drain(..new));
+        self.missed = false;
+        let mut said = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            let whole = pass.coverage(i) == 1.0;
+            self.missed |= !whole;
+            if whole && row.position == self.settled {
+                self.settled += 1;
+                said.extend(self.draws.remove(&self.settled).map(|draw| (i, self.settled, draw)));
+            }
+        }
+        self.replay(&said);
+        Ok(pass)
+    }
+
+    /// Chooses again what was said after rows that are settled now. `said`: each row's index in the last pass, and the
+    /// position and random number of the token that was sampled from it.
+    fn replay(&mut self, said: &[(usize, usize, f64)]) {
+        let mut logits = Vec::new();
+        for part in said.chunks(READ_ROWS) {
+            let rows: Vec<usize> = part.iter().map(|said| said.0).collect();
+            self.scratch.read_out(&self.engine, &rows, &mut logits);
+            let vocab = self.engine.spec().n_vocab;
+            for (&(_, position, draw), logits) in part.iter().zip(logits.chunks_exact(vocab)) {
+                let id = self.sampler.choose(logits, &self.done[..position], draw);
+                if self.tokens().nth(position) != Some(id) {
+                    self.divergence.get_or_insert(position);
+                }
+            }
+        }
+    }
+
+    /// Rows of the tail that the next pass heals: none where that would be in vain.
+    fn to_heal(&self) -> usize {
+        if self.missed || !self.engine.fleet.any_up() {
+            return 0;
+        }
+        HEAL_ROWS.min(self.done.len() - self.settled)
+    }
+
+    fn nothing_pending(&self) -> Error {
+        let capacity = self.kv.capacity();
+        match self.len() {
+            0 => Error::Empty,
+            len if len == capacity => Error::ContextFull { capacity, wanted: len + 1 },
+            _ => Error::NothingPending,
+        }
     }
 
     /// A second timeline that shares this one's past.
@@ -210,6 +279,9 @@ impl Session {
             done: self.done.clone(),
             pending: self.pending.clone(),
             settled: self.settled,
+            missed: self.missed,
+            draws: self.draws.clone(),
+            divergence: self.divergence,
             logits: self.logits.clone(),
             scratch: Scratch::new(self.engine.spec()),
             sampler: self.sampler.clone(),
@@ -219,13 +291,18 @@ impl Session {
 
     /// Forgets every token from position `len` on.
     pub fn truncate(&mut self, len: usize) {
+        if len < self.done.len() {
+            self.logits.clear();
+        }
         self.pending.truncate(len.saturating_sub(self.done.len()));
         self.done.truncate(len);
         self.kv.truncate(len);
         self.settled = self.settled.min(len);
+        self.draws.split_off(&len);
+        self.divergence = self.divergence.filter(|position| *position < len);
     }
 
-    /// Logits after the last computed token, `[vocab]`; empty before the first pass.
+    /// Logits after the last computed token, `[vocab]`; empty before the first pass, and where that token was cut off.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
@@ -248,5 +325,12 @@ impl Session {
     /// Length of the settled prefix.
     pub fn settled(&self) -> usize {
         self.settled
+    }
+
+    /// The first position of the text at which the full model would have said something else: drawn by the same sampler
+    /// with the same random number, after the same text. As far as rows are settled, and of the tokens that were
+    /// sampled here.
+    pub fn divergence(&self) -> Option<usize> {
+        self.divergence
     }
 }

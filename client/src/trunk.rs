@@ -61,12 +61,13 @@ impl Rope {
         Rope { style: spec.style, head_dim: model.spec.head_dim, frequencies }
     }
 
-    /// Turns the heads of consecutive rows, `[rows, heads, head_dim]`, of which the first is at position `first`.
-    pub(crate) fn turn(&self, values: &mut [f32], heads: usize, first: usize) {
+    /// Turns the heads of rows at `positions`, `[rows, heads, head_dim]`.
+    pub(crate) fn turn(&self, values: &mut [f32], heads: usize, positions: &[usize]) {
         let mut cos = vec![0.0; self.frequencies.len()];
         let mut sin = cos.clone();
-        for (row, values) in values.chunks_exact_mut(heads * self.head_dim).enumerate() {
-            ops::rope_angles(first + row, &self.frequencies, &mut cos, &mut sin);
+        let rows = values.chunks_exact_mut(heads * self.head_dim);
+        for (&position, values) in positions.iter().zip(rows) {
+            ops::rope_angles(position, &self.frequencies, &mut cos, &mut sin);
             match self.style {
                 RopeStyle::Norm => ops::rope_norm(values, self.head_dim, &cos, &sin),
                 RopeStyle::Neox => ops::rope_neox(values, self.head_dim, &cos, &sin),

@@ -42,9 +42,9 @@ async fn after_settling_logits_are_those_of_a_session_that_was_never_cut() {
         assert!(settled(&session), "exact while connected");
         engine.set_offline(true);
         steps(&mut session, cut).await;
+        assert!(!settled(&session), "what was said alone is provisional, and so is all after it");
         engine.set_offline(false);
         steps(&mut session, after).await;
-        assert!(!settled(&session), "what was said alone is provisional, and so is all after it");
 
         session.settle().await.expect("it heals");
         assert!(settled(&session));
@@ -110,6 +110,8 @@ async fn a_fork_goes_its_own_way_and_a_truncated_session_goes_back() {
     // The fork left no trace: the original goes back and says the same again.
     let ids: Vec<u32> = session.tokens().collect();
     session.truncate(prompt - 1);
+    assert!(session.logits().is_empty(), "the last token that is left was not computed last");
+    assert!(matches!(session.step().await, Err(Error::NothingPending)));
     session.push(&ids[prompt - 1..prompt]).expect("it fits");
     assert_eq!(steps(&mut session, 12).await, first);
 }

@@ -93,9 +93,9 @@ proptest! {
         let candidates = reference(&logits, &config);
         let (mut one, mut other) = (Sampler::new(config), Sampler::new(config));
         for _ in 0..20 {
-            let id = one.sample(&logits);
+            let id = one.sample(&logits, &[]);
             prop_assert!(candidates.contains_key(&id));
-            prop_assert_eq!(other.sample(&logits), id);
+            prop_assert_eq!(other.sample(&logits, &[]), id);
         }
     }
 
@@ -111,7 +111,7 @@ proptest! {
             SamplerConfig { temperature, top_k, top_p, min_p, repeat_penalty, ..Default::default() };
         let mut sampler = Sampler::new(config);
         for _ in 0..5 {
-            prop_assert!((sampler.sample(&logits) as usize) < logits.len());
+            prop_assert!((sampler.sample(&logits, &[7, 0]) as usize) < logits.len());
         }
     }
 }
@@ -125,7 +125,7 @@ fn draws_follow_the_distribution() {
     let mut counts = BTreeMap::<u32, f64>::new();
     const DRAWS: u32 = 100_000;
     for _ in 0..DRAWS {
-        *counts.entry(sampler.sample(&logits)).or_default() += 1.0 / f64::from(DRAWS);
+        *counts.entry(sampler.sample(&logits, &[])).or_default() += 1.0 / f64::from(DRAWS);
     }
     for (id, p) in expected {
         // Five standard deviations of the share of a fair draw.
@@ -137,33 +137,30 @@ fn draws_follow_the_distribution() {
 #[test]
 fn greedy_takes_the_lowest_id_of_the_best() {
     let mut greedy = Sampler::new(SamplerConfig::greedy());
-    assert_eq!(greedy.sample(&[0.0, 3.0, f32::NAN, 3.0]), 1);
-    assert_eq!(greedy.sample(&[f32::NAN, f32::NEG_INFINITY, -1e30]), 2);
-    assert_eq!(greedy.sample(&[f32::NAN; 4]), 0);
-    assert_eq!(greedy.sample(&[]), 0);
+    assert_eq!(greedy.sample(&[0.0, 3.0, f32::NAN, 3.0], &[]), 1);
+    assert_eq!(greedy.sample(&[f32::NAN, f32::NEG_INFINITY, -1e30], &[]), 2);
+    assert_eq!(greedy.sample(&[f32::NAN; 4], &[]), 0);
+    assert_eq!(greedy.sample(&[], &[]), 0);
 }
 
 #[test]
 fn one_candidate_is_greedy_at_any_temperature() {
     let config = SamplerConfig { temperature: 5.0, top_k: 1, ..SamplerConfig::default() };
     let mut sampler = Sampler::new(config);
-    assert!((0..100).all(|_| sampler.sample(&[0.5, 1.0, 1.0]) == 1));
+    assert!((0..100).all(|_| sampler.sample(&[0.5, 1.0, 1.0], &[]) == 1));
 }
 
 #[test]
 fn a_penalty_counts_each_recent_token_once() {
     let config = SamplerConfig { repeat_penalty: 2.0, repeat_last_n: 2, ..SamplerConfig::greedy() };
     let mut sampler = Sampler::new(config);
-    sampler.accept(0);
-    sampler.accept(0);
     // Halved once, token 0 is still the best; halved twice, it would not be.
-    assert_eq!(sampler.sample(&[4.0, 1.5, -1.2]), 0);
+    assert_eq!(sampler.sample(&[4.0, 1.5, -1.2], &[0, 0]), 0);
     let logits = [1.6, 1.5, 1.2, -0.1];
-    assert_eq!(sampler.sample(&logits), 1, "recent: 0");
-    assert_eq!(sampler.sample(&logits), 2, "recent: 0 and 1");
-    assert_eq!(sampler.sample(&logits), 0, "recent: 1 and 2");
-    let negative = [-1.0, -1.5, -1.9];
-    assert_eq!(sampler.sample(&negative), 1, "recent: 2 and 0, whose logits double");
+    assert_eq!(sampler.sample(&logits, &[0]), 1);
+    assert_eq!(sampler.sample(&logits, &[0, 1]), 2);
+    assert_eq!(sampler.sample(&logits, &[0, 1, 2]), 0, "the first is not recent any more");
+    assert_eq!(sampler.sample(&[-1.0, -1.5, -1.9], &[2, 0]), 1, "negative logits double");
 }
 
 #[test]
@@ -186,5 +183,5 @@ fn the_stream_of_a_seed_is_fixed() {
     assert!((0.0..1.0).contains(&first));
     let logits = [0.0; 16];
     let config = SamplerConfig { min_p: 0.0, top_p: 1.0, seed: 42, ..SamplerConfig::default() };
-    assert_eq!(Sampler::new(config).sample(&logits), (first * 16.0) as u32);
+    assert_eq!(Sampler::new(config).sample(&logits, &[]), (first * 16.0) as u32);
 }
