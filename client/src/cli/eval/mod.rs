@@ -7,6 +7,7 @@ mod report;
 mod stats;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -60,6 +61,10 @@ pub(crate) struct Eval {
     json: bool,
 }
 
+/// How long a token waits for the server in this process: an answer that is late because this machine is busy would
+/// change the figures, and says nothing about the model.
+const EMBEDDED_DEADLINE: Duration = Duration::from_secs(60);
+
 /// A text and what people call it.
 struct Text {
     name: String,
@@ -92,7 +97,7 @@ impl Eval {
     /// Starts the server that is cut off, where none is given but one is needed: before the cut, or to heal after it.
     async fn serve(&self, config: &mut EngineConfig) -> Result<Option<EmbeddedServer>> {
         if let Some(full) = self.full() {
-            check_full(full)?;
+            check_full(full, &self.model.model)?;
         }
         if self.cut().is_some() && config.on_miss == OnMiss::Wait {
             bail!("--on-miss wait would wait for ever once the servers are cut off");
@@ -103,6 +108,7 @@ impl Eval {
         }
         let server = EmbeddedServer::start(self.full().unwrap_or(&self.model.model)).await?;
         config.servers.push(server.address.to_string());
+        config.deadline = EMBEDDED_DEADLINE;
         Ok(Some(server))
     }
 
@@ -110,7 +116,7 @@ impl Eval {
     async fn measure(&self, config: &EngineConfig) -> Result<Vec<(String, Measured)>> {
         let first = open(config.clone()).await?;
         let reference = match self.full() {
-            Some(full) => Some(Reference::open(full, &first, &config.model, config.threads).await?),
+            Some(full) => Some(Reference::open(full, &first, config.threads).await?),
             None => None,
         };
         let texts = self.texts(&first)?;

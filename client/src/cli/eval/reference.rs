@@ -14,28 +14,15 @@ const ROWS: usize = 32;
 pub(super) struct Reference(Arc<Engine>);
 
 impl Reference {
-    /// Opens the full model with all of its experts resident, for comparing `device`, which runs `device_path`.
+    /// Opens the full model with all of its experts resident, for comparing `device` with it.
     ///
     /// # Errors
-    /// An unreadable file, or another model.
-    pub(super) async fn open(
-        path: &Path,
-        device: &Engine,
-        device_path: &Path,
-        threads: usize,
-    ) -> Result<Reference> {
+    /// An unreadable file.
+    pub(super) async fn open(path: &Path, device: &Engine, threads: usize) -> Result<Reference> {
         let mut config = EngineConfig::new(path);
         config.threads = threads;
         config.context = Some(device.context());
         let full = Engine::open(config).await.context("cannot open the full model")?;
-        ensure!(
-            full.fingerprint() == device.fingerprint(),
-            "{} is not the full model of {}: its fingerprint is {}, expected {}",
-            path.display(),
-            device_path.display(),
-            full.fingerprint(),
-            device.fingerprint(),
-        );
         Ok(Reference(full))
     }
 
@@ -51,15 +38,24 @@ impl Reference {
     }
 }
 
-/// Refuses a file that was made from a full model: with another's fingerprint, but not its experts.
-pub(super) fn check_full(path: &Path) -> Result<()> {
-    let model = Model::open(path).context("cannot open the full model")?;
+/// Refuses a `full` file that is another model than the device's, or was itself made from a full model: that has its
+/// fingerprint, but not its experts.
+pub(super) fn check_full(full: &Path, device: &Path) -> Result<()> {
+    let model = Model::open(full).context("cannot open the full model")?;
     let made_from_another = model.gguf.meta().get("outrigger.fingerprint").is_some();
     ensure!(
         !made_from_another,
         "{}: found a pack, expected the full model that it was made from; \
          give that with --against-full FULL.gguf",
-        path.display()
+        full.display()
+    );
+    let found = model.gguf.fingerprint();
+    let expected = Model::open(device).context("cannot open the model")?.gguf.fingerprint();
+    ensure!(
+        found == expected,
+        "{} is not the full model of {}: its fingerprint is {found}, expected {expected}",
+        full.display(),
+        device.display(),
     );
     Ok(())
 }
