@@ -17,9 +17,6 @@ use crate::text::StreamDecoder;
 
 /// Most rows of one pass: an expert's weights are read once for all of them.
 const BATCH_ROWS: usize = 512;
-/// Rows of the provisional tail that a pass computes again beside new ones: with a new token eight, which may take as
-/// long as one.
-const HEAL_ROWS: usize = 7;
 /// Rows whose logits are held at once while settling: a vocabulary may have 150 000 tokens.
 const READ_ROWS: usize = 32;
 
@@ -73,6 +70,10 @@ pub struct Session {
 }
 
 impl Session {
+    /// Most rows of the provisional tail that a pass computes again beside new ones: with a new token they are eight,
+    /// which may take as long as one (see [`EngineConfig::patience`](crate::EngineConfig::patience)).
+    pub const HEAL_ROWS: usize = 7;
+
     pub(crate) fn new(engine: Arc<Engine>, sampler: SamplerConfig) -> Result<Session> {
         sampler.check()?;
         Ok(Session {
@@ -118,7 +119,7 @@ impl Session {
     }
 
     /// Computes what is pending and samples the next token, which is pending then. While a server answers, each pass
-    /// heals a few rows of the provisional tail besides.
+    /// heals up to [`Session::HEAL_ROWS`] rows of the provisional tail besides.
     ///
     /// Computes on the calling thread and the engine's pool; calls to servers need the runtime's other threads.
     ///
@@ -259,7 +260,7 @@ impl Session {
         if self.missed || !self.engine.fleet.any_up() {
             return 0;
         }
-        HEAL_ROWS.min(self.done.len() - self.settled)
+        Session::HEAL_ROWS.min(self.done.len() - self.settled)
     }
 
     fn nothing_pending(&self) -> Error {

@@ -100,6 +100,8 @@ fn token_json(token: &Token) -> serde_json::Value {
         "coverage": token.coverage,
         "standin": token.standin,
         "provisional": token.provisional,
+        "healed": token.healed,
+        "divergence": token.divergence,
         "tally": token.tally,
         "fault": token.fault,
         "ms": token.elapsed.as_secs_f64() * 1e3,
