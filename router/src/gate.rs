@@ -4,7 +4,7 @@
 //! selection bias, mask groups, take the top k, weigh by the *unbiased* scores, softmax over the
 //! selected (where that is the model's rule), normalise, scale.
 
-use crate::{Error, Result};
+use crate::{Error, Prior, Result};
 
 /// The smallest sum that weights are divided by: the smallest normal f16, as in `build_moe_ffn`.
 pub(crate) const MIN_WEIGHT_SUM: f64 = 6.103_515_625e-5;
@@ -55,10 +55,14 @@ pub struct Routing {
     pub k: usize,
     /// Experts a layer.
     pub n_experts: usize,
-    /// `[rows, k]`, best first.
+    /// `[rows, k]`, best first; a prior's experts are in the places of those that they overtook.
     pub experts: Vec<u16>,
     /// `[rows, k]`, the weights of `experts`.
     pub weights: Vec<f32>,
+    /// `[rows, k]`, whether the model itself chose each of `experts`: false for a prior's.
+    pub own: Vec<bool>,
+    /// `[rows]`, what the model's own choice weighs, on the scale of `weights`.
+    pub mass: Vec<f64>,
     /// `[rows, n_experts]`, what the weights derive from: scores without selection bias.
     pub scores: Vec<f32>,
 }
@@ -120,23 +124,41 @@ impl Gate {
     /// # Panics
     /// As [`route`](Gate::route).
     pub fn route_into(&self, logits: &[f32], out: &mut Routing) {
+        self.route_with(logits, None, out);
+    }
+
+    /// [`route_into`](Gate::route_into), with a prior if there is one.
+    ///
+    /// A prior's strength is measured in the row's logits or, where the model has a selection bias,
+    /// in the keys that selection compares. A strength that is not above 0 is no prior.
+    ///
+    /// # Panics
+    /// As [`route`](Gate::route).
+    pub fn route_with(&self, logits: &[f32], prior: Option<Prior<'_>>, out: &mut Routing) {
         let (n, k) = (self.n_experts, self.top_k);
         assert_eq!(logits.len() % n, 0, "logits are whole rows of {n}");
-        let rows = logits.len() / n;
-        (out.k, out.n_experts) = (k, n);
-        out.experts.clear();
-        out.experts.resize(rows * k, 0);
-        out.weights.clear();
-        out.weights.resize(rows * k, 0.0);
-        out.scores.clear();
-        out.scores.extend(logits.iter().map(|&x| finite_or_lowest(x)));
-
-        let mut keys = Keys::default();
-        let selected = out.experts.chunks_exact_mut(k).zip(out.weights.chunks_exact_mut(k));
-        for (scores, (experts, weights)) in out.scores.chunks_exact_mut(n).zip(selected) {
+        out.clear(n, k, logits.len() / n);
+        let prior = prior.filter(|prior| prior.strength > 0.0);
+        let mut room = Keys::default();
+        let mut own = vec![0; k];
+        for (row, logits) in logits.chunks_exact(n).enumerate() {
+            let scores = &mut out.scores[row * n..(row + 1) * n];
+            let experts = &mut out.experts[row * k..(row + 1) * k];
+            for (score, &logit) in scores.iter_mut().zip(logits) {
+                *score = finite_or_lowest(logit);
+            }
             self.score(scores);
-            top_k(self.keys(scores, &mut keys), experts);
-            self.weigh(scores, experts, weights);
+            let keys = self.keys(scores, &mut room);
+            top_k(keys, experts);
+            own.copy_from_slice(experts);
+            if let Some(prior) = prior {
+                let values = if self.bias.is_some() { keys } else { logits };
+                prior.favour(values, |e| keys[e] > f32::NEG_INFINITY, experts);
+            }
+            let weight = self.weigh(scores, experts);
+            out.weights.extend(experts.iter().map(|&e| weight(e)));
+            out.own.extend(experts.iter().zip(&own).map(|(expert, own)| expert == own));
+            out.mass.push(own.iter().map(|&e| f64::from(weight(e))).sum());
         }
     }
 
@@ -199,15 +221,12 @@ impl Gate {
         }
     }
 
-    fn weigh(&self, scores: &[f32], experts: &[u16], weights: &mut [f32]) {
-        let unit = Gate::unit(scores, experts);
-        let divisor = self.divisor(scores, unit, experts);
-        if divisor > 0.0 {
-            let factor = f64::from(self.scale) / divisor;
-            for (weight, &expert) in weights.iter_mut().zip(experts) {
-                *weight = (self.raw(scores, unit, expert) * factor) as f32;
-            }
-        }
+    /// The weight of any expert where `selected` are: the divisor is theirs.
+    fn weigh(&self, scores: &[f32], selected: &[u16]) -> impl Fn(u16) -> f32 {
+        let unit = Gate::unit(scores, selected);
+        let divisor = self.divisor(scores, unit, selected);
+        let factor = if divisor > 0.0 { f64::from(self.scale) / divisor } else { 0.0 };
+        move |expert| (self.raw(scores, unit, expert) * factor) as f32
     }
 }
 
@@ -217,15 +236,32 @@ impl Routing {
         self.experts.len().checked_div(self.k).unwrap_or(0)
     }
 
+    /// Makes room for `rows` rows: experts and scores to be written over, the others to be appended.
+    fn clear(&mut self, n_experts: usize, k: usize, rows: usize) {
+        (self.k, self.n_experts) = (k, n_experts);
+        self.experts.resize(rows * k, 0);
+        self.scores.resize(rows * n_experts, 0.0);
+        self.weights.clear();
+        self.own.clear();
+        self.mass.clear();
+    }
+
     /// The experts of row `r` with their weights, best first.
     pub fn row(&self, r: usize) -> impl Iterator<Item = (u16, f32)> + '_ {
         let range = r * self.k..(r + 1) * self.k;
         self.experts[range.clone()].iter().copied().zip(self.weights[range].iter().copied())
     }
 
-    /// The routed weight of row `r`: what [`coverage`](crate::coverage) is measured against.
+    /// The calls of row `r` that are the model's own choice, or those that are a prior's.
+    pub(crate) fn calls(&self, r: usize, own: bool) -> impl Iterator<Item = (u16, f32)> + '_ {
+        let whose = &self.own[r * self.k..];
+        self.row(r).zip(whose).filter(move |(_, whose)| **whose == own).map(|(call, _)| call)
+    }
+
+    /// The routed weight of row `r`: what [`coverage`](crate::coverage) is measured against. A
+    /// prior does not lower it: what it overtook is missing.
     pub fn mass(&self, r: usize) -> f64 {
-        self.row(r).map(|(_, weight)| f64::from(weight)).sum()
+        self.mass[r]
     }
 
     /// The scores of row `r`, `[n_experts]`.

@@ -10,6 +10,9 @@
 //!      what no site ran --repair--> factors for the survivors, experts to run instead
 //! ```
 //!
+//! A [`Prior`] has the gate prefer experts that are here: what it puts in place of the model's own
+//! choice is [`favoured`], runs here and covers nothing.
+//!
 //! [`Link`] stands beside it: one state machine a server, which says whether that server may be
 //! asked, how long an answer may take and when to look whether it is back.
 //!
@@ -24,6 +27,7 @@ mod error;
 mod gate;
 mod link;
 mod placement;
+mod prior;
 
 pub use combine::{Partial, combine, coverage};
 pub use degrade::{Policy, Repair, repair};
@@ -31,3 +35,4 @@ pub use error::{Error, Result};
 pub use gate::{Gate, Groups, Routing, Scoring};
 pub use link::{Failure, Link, LinkConfig, State};
 pub use placement::{Costs, ExpertId, Group, Placement, Residency, Site, group, place};
+pub use prior::{Prior, favoured};

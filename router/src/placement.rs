@@ -69,10 +69,11 @@ pub struct Placement {
     pub missing: Vec<Group>,
 }
 
-/// All of a layer's work, by expert ascending.
+/// All of a layer's work that the model itself chose, by expert ascending; what a prior put in place
+/// of the rest is [`favoured`](crate::favoured).
 pub fn group(routing: &Routing) -> Vec<Group> {
     let rows = 0..routing.rows();
-    let calls = rows.flat_map(|r| routing.row(r).map(move |(e, weight)| (e, r as u32, weight)));
+    let calls = rows.flat_map(|r| routing.calls(r, true).map(move |(e, w)| (e, r as u32, w)));
     group_calls(routing.n_experts, calls)
 }
 

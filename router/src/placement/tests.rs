@@ -185,7 +185,8 @@ proptest! {
             n_experts: N,
             experts: calls[..rows * k].iter().map(|(_, e)| e.index(N) as u16).collect(),
             weights: calls[..rows * k].iter().map(|(w, _)| *w).collect(),
-            scores: vec![0.0; rows * N],
+            own: vec![true; rows * k],
+            ..Routing::default()
         };
         let mut want: BTreeMap<u16, Vec<(u32, f32)>> = BTreeMap::new();
         for r in 0..rows {
