@@ -27,10 +27,16 @@ mod forward;
 mod kv;
 mod moe;
 mod pass;
+#[cfg(feature = "simulate")]
+pub mod plot;
+mod prediction;
 pub mod proxy;
 mod sample;
 mod session;
+#[cfg(feature = "simulate")]
+pub mod simulate;
 mod sizes;
+mod standins;
 pub mod text;
 mod trunk;
 
@@ -43,6 +49,7 @@ pub use outrigger_experts::{
 };
 pub use outrigger_router::State as LinkState;
 pub use pass::{Pass, Tally};
+pub use prediction::{Distance, Prediction};
 pub use sample::{Sampler, SamplerConfig, SamplerError};
 pub use session::{Session, Token};
 pub use sizes::Sizes;

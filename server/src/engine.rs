@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use outrigger_experts::{
@@ -11,6 +10,7 @@ use outrigger_experts::{
 };
 use outrigger_proto::encoding::{Decoded, encode_f16, encode_f32, encode_f48};
 use outrigger_proto::v1::Encoding;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::request::Work;

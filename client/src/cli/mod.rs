@@ -9,6 +9,7 @@ mod eval;
 mod inspect;
 mod proxy;
 mod run;
+mod simulate;
 mod synth;
 mod view;
 
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Bench),
     /// Write a random-weight model at real dimensions
     Synth(synth::Synth),
+    /// Simulate a device on a bad network, in virtual time
+    Simulate(simulate::Simulate),
     /// Put a slow, narrow or dead link between a device and a server
     Proxy(proxy::Proxy),
     /// Print a shell's completion script
@@ -59,6 +62,7 @@ impl Cli {
             Command::Eval(eval) => eval.run().await,
             Command::Bench(bench) => bench.run().await,
             Command::Synth(synth) => synth.run(),
+            Command::Simulate(simulate) => simulate.run(),
             Command::Proxy(proxy) => proxy.run().await,
             Command::Completions { shell } => {
                 let command = &mut Cli::command();

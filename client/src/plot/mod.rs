@@ -1,0 +1,226 @@
+//! Figures: panels above one another that share their x axis, as SVG and as PNG.
+//!
+//! ```
+//! use outrigger::plot::{BLUE, Axis, Figure, Panel, Series};
+//!
+//! let points = vec![(0.1, 6.4), (0.25, 1.9), (0.5, 1.1)];
+//! let figure = Figure {
+//!     title: "Perplexity by what is resident".to_owned(),
+//!     x: Axis::new("share of the experts on the device"),
+//!     panels: vec![Panel {
+//!         title: "Perplexity ratio to the full model".to_owned(),
+//!         y: Axis::new("").log(),
+//!         series: vec![Series::line("reroute", BLUE, points.clone()), Series::dots("", BLUE, points)],
+//!         ..Panel::default()
+//!     }],
+//!     ..Figure::default()
+//! };
+//! assert!(figure.svg().contains("reroute"));
+//! ```
+
+mod draw;
+mod font;
+mod scale;
+mod scene;
+
+pub use scale::Scale;
+
+/// Why a figure is none.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no memory for so many pixels.
+    #[error("a picture of {width} x {height} pixels")]
+    Size {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
+    /// The pixels cannot be written as PNG.
+    #[error("PNG: {0}")]
+    Png(String),
+}
+
+/// A colour, each part from 0 to 255.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Colour {
+    red: u8,
+    green: u8,
+    blue: u8,
+    opacity: u8,
+}
+
+impl Colour {
+    /// An opaque colour, `0xrrggbb`.
+    pub const fn new(rgb: u32) -> Colour {
+        Colour { red: (rgb >> 16) as u8, green: (rgb >> 8) as u8, blue: rgb as u8, opacity: 255 }
+    }
+
+    /// The colour, see-through: 0 is invisible, 255 opaque.
+    pub const fn opacity(self, opacity: u8) -> Colour {
+        Colour { opacity, ..self }
+    }
+}
+
+// Okabe and Ito's colours (2008), which people with any colour vision tell apart.
+/// For what is right, and for the first of several.
+pub const BLUE: Colour = Colour::new(0x0072b2);
+/// For what is doubtful, and for the second.
+pub const ORANGE: Colour = Colour::new(0xe69f00);
+/// For the third.
+pub const GREEN: Colour = Colour::new(0x009e73);
+/// For what is wrong or missing, and for the fourth.
+pub const VERMILION: Colour = Colour::new(0xd55e00);
+/// For what goes with blue.
+pub const SKY: Colour = Colour::new(0x56b4e9);
+/// For the fifth.
+pub const PURPLE: Colour = Colour::new(0xcc79a7);
+/// For limits and for what is only there to compare with.
+pub const GREY: Colour = Colour::new(0x767676);
+
+/// Panels above one another.
+#[derive(Clone, Debug, Default)]
+pub struct Figure {
+    /// In one line.
+    pub title: String,
+    /// Below the title; none if empty.
+    pub subtitle: String,
+    /// All panels' x axis.
+    pub x: Axis,
+    /// Shaded stretches of the x axis.
+    pub bands: Vec<Band>,
+    /// Moments on the x axis.
+    pub marks: Vec<Mark>,
+    /// From top to bottom.
+    pub panels: Vec<Panel>,
+}
+
+/// An axis.
+#[derive(Clone, Debug, Default)]
+pub struct Axis {
+    /// What it shows, with its unit.
+    pub label: String,
+    /// How values are spread.
+    pub scale: Scale,
+    /// The lower end; a round value below all data if `None`.
+    pub low: Option<f64>,
+    /// The upper end.
+    pub high: Option<f64>,
+}
+
+/// A shaded stretch of the x axis.
+#[derive(Clone, Debug)]
+pub struct Band {
+    /// Where it begins.
+    pub from: f64,
+    /// Where it ends.
+    pub to: f64,
+    /// What holds there; bands of one name are explained once.
+    pub label: String,
+    /// Its shade.
+    pub shade: Colour,
+}
+
+/// A moment on the x axis.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Where.
+    pub at: f64,
+    /// What happened.
+    pub label: String,
+}
+
+/// One plot of a figure.
+#[derive(Clone, Debug, Default)]
+pub struct Panel {
+    /// What it shows, with its unit.
+    pub title: String,
+    /// Its y axis, whose label is the title.
+    pub y: Axis,
+    /// What is drawn, later above earlier.
+    pub series: Vec<Series>,
+}
+
+/// Values of one kind.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// What they are; not explained if empty.
+    pub label: String,
+    /// Their colour.
+    pub colour: Colour,
+    /// How they are drawn.
+    pub form: Form,
+}
+
+/// How values are drawn.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// A line through (x, y).
+    Line(Vec<(f64, f64)>),
+    /// A dashed line through (x, y).
+    Dashed(Vec<(f64, f64)>),
+    /// A dot at each (x, y).
+    Dots(Vec<(f64, f64)>),
+    /// The area between the second and the third of each (x, low, high).
+    Between(Vec<(f64, f64, f64)>),
+}
+
+impl Axis {
+    /// A linear axis around its values.
+    pub fn new(label: &str) -> Axis {
+        Axis { label: label.to_owned(), ..Axis::default() }
+    }
+
+    /// The axis, from `low` on.
+    pub fn from(self, low: f64) -> Axis {
+        Axis { low: Some(low), ..self }
+    }
+
+    /// The axis, up to `high`.
+    pub fn to(self, high: f64) -> Axis {
+        Axis { high: Some(high), ..self }
+    }
+
+    /// The axis, logarithmic.
+    pub fn log(self) -> Axis {
+        Axis { scale: Scale::Log, ..self }
+    }
+}
+
+impl Series {
+    /// A line.
+    pub fn line(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+        Series { label: label.to_owned(), colour, form: Form::Line(points) }
+    }
+
+    /// A dashed line.
+    pub fn dashed(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+        Series { label: label.to_owned(), colour, form: Form::Dashed(points) }
+    }
+
+    /// Dots.
+    pub fn dots(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+        Series { label: label.to_owned(), colour, form: Form::Dots(points) }
+    }
+
+    /// An area.
+    pub fn between(label: &str, colour: Colour, points: Vec<(f64, f64, f64)>) -> Series {
+        Series { label: label.to_owned(), colour, form: Form::Between(points) }
+    }
+}
+
+impl Figure {
+    /// The figure as an SVG file.
+    pub fn svg(&self) -> String {
+        draw::scene(self).svg()
+    }
+
+    /// The figure as a PNG file, twice as many pixels as the SVG has units.
+    ///
+    /// # Errors
+    /// More pixels than memory.
+    pub fn png(&self) -> Result<Vec<u8>, Error> {
+        draw::scene(self).png()
+    }
+}

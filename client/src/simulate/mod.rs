@@ -1,0 +1,89 @@
+//! The real client and the real server over a simulated network, in virtual time: what a device does in a tunnel, on
+//! a plane or beside a busy access point, the same every time that it is asked.
+//!
+//! A [`Scenario`] says what happens; [`run`] lets it happen and gives a [`Run`], a row a token with the full model's
+//! opinion beside it; [`sweep()`] compares budgets and policies offline. [`Network`] is what lies below: any device
+//! code against any timeline of links and servers.
+
+mod draw;
+mod medium;
+mod network;
+mod report;
+mod run;
+mod scenario;
+mod stream;
+mod sweep;
+mod units;
+
+use std::path::PathBuf;
+
+pub use medium::{Conditions, Timeline};
+pub use network::{Network, ServerEvent};
+pub use report::{Row, Run, Summary};
+pub use run::run;
+pub use scenario::{CUT, Compute, Device, Event, Input, Link, Scenario, ServerChange};
+pub use sweep::{Point, Sweep, sweep, write_sweep};
+pub use units::{Rate, Share, Time};
+
+/// The result of this module's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a simulation does not take place.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{}: cannot read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("{}: cannot write", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A scenario is not well formed.
+    #[error("{}: not a scenario", path.display())]
+    Toml {
+        /// The scenario.
+        path: PathBuf,
+        /// Where, what was found and what was expected.
+        source: Box<toml::de::Error>,
+    },
+    /// A field of a scenario means nothing.
+    #[error("{}: {field}: found {found}, expected {expected}", path.display())]
+    Field {
+        /// The scenario.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it says.
+        found: String,
+        /// What would mean something.
+        expected: String,
+    },
+    /// A sweep's range is none.
+    #[error("found `{found}`, expected cache= and shares such as cache=10%,25%,50%")]
+    Sweep {
+        /// What was given.
+        found: String,
+    },
+    /// A sweep needs the same text at every point.
+    #[error("input.prompt: a sweep compares one text, expected input.text or input.file")]
+    NoText,
+    /// The device cannot go on.
+    #[error(transparent)]
+    Device(#[from] crate::Error),
+    /// The server cannot go on.
+    #[error("the simulated server: {0}")]
+    Server(#[from] outrigger_server::Error),
+    /// A plot cannot be drawn.
+    #[error(transparent)]
+    Plot(#[from] crate::plot::Error),
+}
