@@ -10,6 +10,7 @@ use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Session, Token};
 use outrigger_tests::{fixtures, greedy};
 
 const DEADLINE: Duration = Duration::from_secs(2);
+const PROMPT: &str = "Once upon a time";
 
 struct ServerProcess {
     child: Child,
@@ -60,7 +61,8 @@ async fn generate(session: &mut Session, mut done: impl FnMut(&Token) -> bool) -
     loop {
         assert!(started.elapsed() < Duration::from_secs(20), "what was waited for did not happen");
         if session.len() + 1 >= 500 {
-            session.truncate(1);
+            session.truncate(0);
+            session.push_text(PROMPT).expect("it fits");
         }
         tokens.push(session.step().await.expect("a token"));
         if done(tokens.last().expect("just pushed")) {
@@ -81,7 +83,7 @@ async fn a_killed_server_costs_coverage_and_nothing_else() {
     let engine = Engine::open(config).await.expect("it opens");
     assert!(engine.wait_connected(Duration::from_secs(10)).await, "the server is up");
     let mut session = greedy(&engine);
-    session.push_text("Once upon a time").expect("it fits");
+    session.push_text(PROMPT).expect("it fits");
 
     let mut count = 0;
     let connected = generate(&mut session, |_| {
