@@ -35,7 +35,7 @@ enum Command {
     Chat(chat::Chat),
     /// Show what a model file holds and what fits in which budget
     Inspect(inspect::Inspect),
-    /// Measure perplexity and coverage on a text
+    /// Measure perplexity and coverage on texts, and the distance to the full model
     Eval(eval::Eval),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use outrigger::{Engine, Pass, SamplerConfig, Session, Tally};
+use outrigger::{Distance, Engine, Pass, Prediction, SamplerConfig, Session, Tally};
 
 use super::logits_file::LogitsFile;
 use super::reference::{FullWindow, Reference};
-use super::stats::{Distance, Prediction};
 
 /// How long healing waits for the servers to come back.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -42,8 +41,15 @@ pub(super) struct Row {
     pub(super) coverage: f64,
     /// Share of that routed weight that approximations stood in for.
     pub(super) standin: f64,
-    /// From the full model's prediction.
-    pub(super) distance: Option<Distance>,
+    /// Beside the full model's prediction.
+    pub(super) against_full: Option<RowAgainstFull>,
+}
+
+/// One scored prediction beside the full model's.
+pub(super) struct RowAgainstFull {
+    /// -log probability of the token on the full model, nats.
+    pub(super) nll: f64,
+    pub(super) distance: Distance,
 }
 
 /// What was measured on one text.
@@ -148,8 +154,14 @@ impl Window<'_> {
         for (i, (at, logits)) in rows.zip(logits.chunks_exact(vocab)).enumerate() {
             let Some(&next) = self.tokens.get(at + 1) else { break };
             let device = Prediction::new(logits);
-            let distance = match &mut self.full {
-                Some(full) => Some(device.distance(&Prediction::new(full.logits(at).await?), next)),
+            let against_full = match &mut self.full {
+                Some(full) => {
+                    let full = Prediction::new(full.logits(at).await?);
+                    Some(RowAgainstFull {
+                        nll: full.surprise(next),
+                        distance: device.distance(&full),
+                    })
+                }
                 None => None,
             };
             scored.push(Row {
@@ -157,7 +169,7 @@ impl Window<'_> {
                 nll: device.surprise(next),
                 coverage: pass.coverage(i).into(),
                 standin: pass.standin(i).into(),
-                distance,
+                against_full,
             });
         }
         Ok(())

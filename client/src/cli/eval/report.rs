@@ -3,8 +3,8 @@
 use outrigger::Tally;
 use serde_json::{Value, json};
 
-use super::measure::Measured;
-use super::stats::{Distance, Estimate, estimate, mean};
+use super::measure::{Measured, Row, RowAgainstFull};
+use super::stats::{Estimate, estimate, mean};
 use crate::cli::view::{size, table};
 
 /// The figures of some texts, each of which counts the same however long it is.
@@ -112,24 +112,26 @@ impl Figures {
 impl AgainstFull {
     /// `None` unless every row was compared.
     fn of(texts: &[&Measured]) -> Option<AgainstFull> {
-        let columns = |d: Distance| [d.excess, d.kl, d.top1, d.acceptance];
-        let distances: Vec<Vec<_>> = texts
-            .iter()
-            .map(|text| text.rows.iter().map(|row| row.distance.map(columns)).collect())
-            .collect::<Option<_>>()?;
-        let [excess, kl, top1, acceptance] = estimate(&distances);
-        let differs = |text: &&Measured| {
-            let mut differing =
-                text.rows.iter().filter(|row| row.distance.is_some_and(|d| d.top1 == 0.0));
-            differing.next().map(|row| row.position)
+        let columns = |row: &Row| {
+            let RowAgainstFull { nll, distance } = row.against_full.as_ref()?;
+            let top1 = f64::from(u8::from(distance.top1));
+            Some([row.nll - nll, distance.kl, top1, distance.acceptance])
         };
+        let rows: Vec<Vec<_>> = texts
+            .iter()
+            .map(|text| text.rows.iter().map(columns).collect())
+            .collect::<Option<_>>()?;
+        let [excess, kl, top1, acceptance] = estimate(&rows);
+        let differs = |row: &&Row| row.against_full.as_ref().is_some_and(|a| !a.distance.top1);
+        let divergences =
+            texts.iter().filter_map(|text| Some(text.rows.iter().find(differs)?.position));
         Some(AgainstFull {
             // The geometric mean over texts: the mean of the logarithms.
             ppl_ratio: excess.map(f64::exp),
             kl,
             top1,
             acceptance,
-            first_divergence: texts.iter().filter_map(differs).min(),
+            first_divergence: divergences.min(),
             healed_divergence: texts
                 .iter()
                 .map(|text| text.healed_divergence)

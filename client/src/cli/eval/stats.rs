@@ -1,70 +1,7 @@
-//! What one prediction says about the device and about its distance to the full model; means, and how sure they are.
-//! Pure arithmetic in f64.
+//! Means over texts, and how sure they are. Pure arithmetic in f64.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-
-/// The device's distribution over the vocabulary after one token, or the full model's.
-pub(super) struct Prediction<'a> {
-    /// `[vocab]`.
-    logits: &'a [f32],
-    /// log sum exp(logits).
-    log_sum: f64,
-}
-
-/// How far a device's prediction q is from the full model's p.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Distance {
-    /// log p(next) - log q(next), nats: what the next token surprises the device more than the full model.
-    pub(super) excess: f64,
-    /// KL(p || q), nats.
-    pub(super) kl: f64,
-    /// 1 where both find the same token likeliest, else 0.
-    pub(super) top1: f64,
-    /// Sum of min(p, q): how often speculative decoding would keep a token that the device drew.
-    pub(super) acceptance: f64,
-}
-
-impl<'a> Prediction<'a> {
-    /// The softmax of `logits`, `[vocab]`.
-    pub(super) fn new(logits: &'a [f32]) -> Prediction<'a> {
-        let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        Prediction { logits, log_sum: max + sum.ln() }
-    }
-
-    /// -log probability of `token`, nats.
-    pub(super) fn surprise(&self, token: u32) -> f64 {
-        self.log_sum - f64::from(self.logits[token as usize])
-    }
-
-    /// How far this prediction of the device is from the `full` model's, where `next` comes next.
-    pub(super) fn distance(&self, full: &Prediction<'_>, next: u32) -> Distance {
-        let (mut kl, mut apart) = (0.0, 0.0);
-        for (&ours, &theirs) in self.logits.iter().zip(full.logits) {
-            let log_q = f64::from(ours) - self.log_sum;
-            let log_p = f64::from(theirs) - full.log_sum;
-            let (q, p) = (log_q.exp(), log_p.exp());
-            kl += p * (log_p - log_q);
-            apart += (p - q).abs();
-        }
-        Distance {
-            excess: self.surprise(next) - full.surprise(next),
-            kl,
-            top1: f64::from(u8::from(self.likeliest() == full.likeliest())),
-            // min(p, q) = (p + q - |p - q|) / 2, and both add up to 1: exactly 1 where they are the same.
-            acceptance: 1.0 - apart / 2.0,
-        }
-    }
-
-    /// The first of the likeliest tokens.
-    fn likeliest(&self) -> usize {
-        let later_only_if_larger = |best: usize, token: usize| {
-            if self.logits[token] > self.logits[best] { token } else { best }
-        };
-        (0..self.logits.len()).fold(0, later_only_if_larger)
-    }
-}
 
 /// A mean, and the interval that holds 95 % of its bootstrap resamples.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,58 +1,7 @@
 use super::*;
 
-/// Logits of a distribution, up to a constant, which says nothing.
-fn logits<const N: usize>(probabilities: [f64; N], constant: f64) -> [f32; N] {
-    probabilities.map(|p| (p.ln() + constant) as f32)
-}
-
-fn distance(full: &[f32], device: &[f32], next: u32) -> Distance {
-    Prediction::new(device).distance(&Prediction::new(full), next)
-}
-
 fn close(found: f64, expected: f64) {
     assert!((found - expected).abs() < 1e-6, "{found}, expected {expected}");
-}
-
-#[test]
-fn figures_of_two_known_distributions() {
-    let (p, q) = ([0.5, 0.4, 0.1], [0.25, 0.7, 0.05]);
-    let found = distance(&logits(p, 700.0), &logits(q, -30.0), 1);
-    close(found.excess, (0.4_f64 / 0.7).ln());
-    close(found.kl, 0.5 * 2.0_f64.ln() + 0.4 * (0.4_f64 / 0.7).ln() + 0.1 * 2.0_f64.ln());
-    close(found.acceptance, 0.25 + 0.4 + 0.05);
-    assert_eq!(found.top1, 0.0);
-    assert_eq!(distance(&logits(p, 0.0), &logits([0.6, 0.3, 0.1], 0.0), 1).top1, 1.0);
-    close(Prediction::new(&logits(q, 5.0)).surprise(2), -(0.05_f64.ln()));
-}
-
-#[test]
-fn a_model_is_at_no_distance_from_itself() {
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let logits: Vec<f32> = (0..5000).map(|_| 30.0 * uniform(&mut rng) as f32).collect();
-    let nothing = Distance { excess: 0.0, kl: 0.0, top1: 1.0, acceptance: 1.0 };
-    assert_eq!(distance(&logits, &logits, 17), nothing);
-}
-
-/// The formulas as they are written, on every pair of some random distributions.
-#[test]
-fn figures_agree_with_the_formulas() {
-    let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let mut random = || (0..50).map(|_| (8.0 * uniform(&mut rng)) as f32).collect::<Vec<f32>>();
-    for _ in 0..20 {
-        let (full, device) = (random(), random());
-        let (p, q) = (softmax(&full), softmax(&device));
-        let pairs = || p.iter().zip(&q);
-        let found = distance(&full, &device, 11);
-        close(found.excess, p[11].ln() - q[11].ln());
-        close(found.kl, pairs().map(|(p, q)| p * (p / q).ln()).sum());
-        close(found.acceptance, pairs().map(|(p, q)| p.min(*q)).sum());
-    }
-}
-
-fn softmax(logits: &[f32]) -> Vec<f64> {
-    let powers: Vec<f64> = logits.iter().map(|&logit| f64::from(logit).exp()).collect();
-    let sum: f64 = powers.iter().sum();
-    powers.into_iter().map(|power| power / sum).collect()
 }
 
 /// Between 0 and 1: mean 1/2, variance 1/12.
