@@ -103,6 +103,12 @@ pub struct EngineConfig {
     pub on_miss: OnMiss,
     /// How to go on without an expert.
     pub policy: Policy,
+    /// A pack of the same model, whose approximations stand in for experts that can run nowhere. A model that is
+    /// itself a pack brings its own.
+    pub standins: Option<PathBuf>,
+    /// How far experts on the device are favoured over what the gate chooses, as a fraction of the range of a row's
+    /// router logits (arXiv 2412.00099). 0, the default, leaves the model's choice alone.
+    pub prior: f32,
     /// Encoding of the servers' sums.
     pub reply: Reply,
     /// Threads that compute, the caller's included.
@@ -127,6 +133,8 @@ impl EngineConfig {
             elsewhere: Elsewhere::Cold,
             on_miss: OnMiss::Degrade,
             policy: Policy::Reroute,
+            standins: None,
+            prior: 0.0,
             reply: Reply::Exact,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             context: None,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_experts::{
-    Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, Tensor,
-    matmul,
+    Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
+    Tensor, matmul,
 };
 use outrigger_router::{Gate, Groups, Residency, Scoring};
 
@@ -15,6 +15,7 @@ use crate::fleet::{Fleet, Identity, ServerStatus};
 use crate::sample::SamplerConfig;
 use crate::session::Session;
 use crate::sizes::Sizes;
+use crate::standins;
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::trunk::Trunk;
 
@@ -23,6 +24,8 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     pub(crate) model: Arc<Model>,
     pub(crate) store: ExpertStore,
+    /// By layer and expert; empty where there is no approximation at all.
+    pub(crate) standins: Vec<Vec<Option<StandIn>>>,
     pub(crate) fleet: Fleet,
     pub(crate) gate: Gate,
     pub(crate) trunk: Trunk,
@@ -52,6 +55,7 @@ impl Engine {
             width: spec.n_embd,
         };
         let fleet = Fleet::open(&config, identity)?;
+        let standins = standins::open(&model, config.standins.as_deref())?;
         let store = ExpertStore::open(model.clone(), config.expert_cache, config.elsewhere)?;
         let engine = Engine {
             gate: gate(spec),
@@ -60,6 +64,7 @@ impl Engine {
             template: ChatTemplate::from_gguf(model.gguf.meta())?,
             pool: Pool::new(config.threads),
             context,
+            standins,
             store,
             fleet,
             model,
@@ -130,6 +135,12 @@ impl Engine {
     /// The expert cache.
     pub fn store(&self) -> &ExpertStore {
         &self.store
+    }
+
+    /// Which experts of `layer` an approximation on the device can stand in for right now.
+    pub(crate) fn standins(&self, layer: usize) -> Vec<bool> {
+        let layer = self.standins.get(layer).map_or(&[][..], Vec::as_slice);
+        layer.iter().map(|standin| standin.as_ref().is_some_and(StandIn::is_whole)).collect()
     }
 
     /// Where each expert of `layer` is, in the router's words.

@@ -35,6 +35,40 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The file whose approximations were to stand in for experts is no pack of the model.
+    #[error("{}: found {found}, expected {expected}", path.display())]
+    StandIns {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What it is.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// The texts that a pack's experts are fitted to are too short.
+    #[error("calibration texts of {found} tokens, expected at least {expected}")]
+    Calibration {
+        /// Tokens that were given.
+        found: usize,
+        /// Tokens that are needed.
+        expected: usize,
+    },
+    /// What packing keeps beside its output went away while it ran.
+    #[error(
+        "layer {layer} of the unfinished pack is gone: another program removed it; start again"
+    )]
+    Interrupted {
+        /// The layer.
+        layer: usize,
+    },
+    /// A file could not be read or written.
+    #[error("{}", path.display())]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Experts can run nowhere, and the configuration says to fail rather than degrade.
     #[error(
         "layer {layer}: experts {experts:?} are neither here nor on a server that answers ({reason})"

@@ -4,6 +4,7 @@ use outrigger_experts::ops::{self, Attention, attend};
 use outrigger_experts::{
     Activations, LayerTensors, ModelSpec, Tensor, dequantize, matmul, matmul_many,
 };
+use outrigger_router::Routing;
 use tokio::time::Instant;
 
 use crate::engine::Engine;
@@ -46,6 +47,28 @@ impl Scratch {
         }
     }
 
+    /// The residual stream, `[rows, width]`.
+    pub(crate) fn stream(&self) -> &Vec<f32> {
+        &self.x
+    }
+
+    /// Exchanges the residual stream for that of other rows.
+    pub(crate) fn place(&mut self, rows: &[Row], stream: &mut Vec<f32>) {
+        self.positions.clear();
+        self.positions.extend(rows.iter().map(|row| row.position));
+        std::mem::swap(&mut self.x, stream);
+    }
+
+    /// What the last layer's experts read, `[rows, width]`.
+    pub(crate) fn normed(&self) -> &[f32] {
+        &self.h
+    }
+
+    /// What the last layer's gate chose.
+    pub(crate) fn routing(&self) -> &Routing {
+        self.moe.routing()
+    }
+
     /// logits = W_out norm(x), `[rows, vocab]`, of some of the last pass's rows, by index.
     pub(crate) fn read_out(&mut self, engine: &Engine, rows: &[usize], logits: &mut Vec<f32>) {
         let (width, eps) = (engine.model.spec.n_embd, engine.model.spec.norm_eps);
@@ -81,19 +104,31 @@ impl Forward<'_> {
         let deadline = Instant::now() + self.engine.config.patience(rows.len());
         let mut pass = Pass::new(rows.len());
         self.embed(rows);
-        for (layer, tensors) in self.engine.model.layers.iter().enumerate() {
-            self.attend(layer, tensors);
-            self.norm(&self.engine.trunk.layers[layer].ffn_norm);
-            let Scratch { x, acts, moe, .. } = &mut *self.scratch;
-            multiply(self.engine, &tensors.router, acts, &mut moe.router_logits);
-            let engine = self.engine;
-            Moe { engine, layer, deadline, h: acts, scratch: moe, pass: &mut pass }.run(x).await?;
+        for layer in 0..self.engine.model.layers.len() {
+            self.layer(layer, deadline, &mut pass).await?;
         }
         self.kv.commit(rows.last().map_or(0, |row| row.position + 1));
         Ok(pass)
     }
 
-    fn embed(&mut self, rows: &[Row]) {
+    /// x += attention(x); x += experts(norm(x))
+    pub(crate) async fn layer(
+        &mut self,
+        layer: usize,
+        deadline: Instant,
+        pass: &mut Pass,
+    ) -> Result<()> {
+        let engine = self.engine;
+        let tensors = &engine.model.layers[layer];
+        self.attend(layer, tensors);
+        self.norm(&engine.trunk.layers[layer].ffn_norm);
+        let Scratch { x, acts, moe, .. } = &mut *self.scratch;
+        multiply(engine, &tensors.router, acts, &mut moe.router_logits);
+        Moe { engine, layer, deadline, h: acts, scratch: moe, pass }.run(x).await
+    }
+
+    /// x = the rows' embeddings
+    pub(crate) fn embed(&mut self, rows: &[Row]) {
         let (table, width) = (&self.engine.model.token_embd, self.engine.model.spec.n_embd);
         let row_bytes = table.byte_len() / table.rows();
         let Scratch { positions, x, .. } = &mut *self.scratch;

@@ -26,6 +26,7 @@ mod fleet;
 mod forward;
 mod kv;
 mod moe;
+pub mod pack;
 mod pass;
 #[cfg(feature = "simulate")]
 pub mod plot;

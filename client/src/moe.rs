@@ -1,8 +1,9 @@
 //! One layer's experts: route, place, dispatch, run what is here meanwhile, combine, repair what is missing.
 
-use outrigger_experts::{ActFormat, Activations, FfnScratch, run_experts};
+use outrigger_experts::{ActFormat, Activations, ExpertTensors, FfnScratch, StandIn, run_experts};
 use outrigger_router::{
-    Costs, Group, Partial, Placement, Residency, Routing, combine, group, place, repair,
+    Costs, Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place,
+    repair, stand_in,
 };
 use tokio::time::Instant;
 
@@ -23,6 +24,15 @@ pub(crate) struct MoeScratch {
     shared: Vec<f64>,
     /// What the routed experts add up to.
     sum: Partial,
+    /// Routed weight of each row that approximations stood in for.
+    stood_in: Vec<f64>,
+}
+
+impl MoeScratch {
+    /// What the gate chose last.
+    pub(crate) fn routing(&self) -> &Routing {
+        &self.routing
+    }
 }
 
 /// One layer's work on one batch of rows.
@@ -61,6 +71,7 @@ impl Moe<'_> {
             let flight = self.engine.fleet.start(self.outgoing(placement.remote), deadline);
             if std::mem::take(&mut first) {
                 self.run_shared();
+                self.run_favoured()?;
             }
             work.extend(self.run_local(&placement.local)?);
             work.extend(self.merge(flight.land().await, &mut failed));
@@ -74,17 +85,27 @@ impl Moe<'_> {
         }
         for row in 0..self.scratch.routing.rows() {
             let (arrived, routed) = (self.scratch.sum.mass[row], self.scratch.routing.mass(row));
-            self.pass.add_mass(row, arrived, 0.0, routed);
+            self.pass.add_mass(row, arrived, self.scratch.stood_in[row], routed);
         }
         Ok(())
     }
 
     fn route(&mut self) {
+        let engine = self.engine;
+        let strength = engine.config.prior;
+        let mut resident = Vec::new();
+        if strength > 0.0 {
+            engine.residency(self.layer, &mut self.scratch.residency);
+            let hot = |residency: &Residency| *residency == Residency::Hot;
+            resident.extend(self.scratch.residency.iter().map(hot));
+        }
         let scratch = &mut *self.scratch;
-        self.engine.gate.route_into(&scratch.router_logits, &mut scratch.routing);
+        let prior = (strength > 0.0).then_some(Prior { resident: &resident, strength });
+        engine.gate.route_with(&scratch.router_logits, prior, &mut scratch.routing);
         let rows = scratch.routing.rows();
         reset(&mut scratch.sum.sums, rows * self.h.cols());
         reset(&mut scratch.sum.mass, rows);
+        reset(&mut scratch.stood_in, rows);
         reset(&mut scratch.shared, rows * self.h.cols());
     }
 
@@ -107,9 +128,7 @@ impl Moe<'_> {
     /// The form in which the experts of the layer read their input, so that the wire rounds nothing that the device
     /// would not have rounded; plain floats where the two matrices differ.
     fn wire_format(&self) -> ActFormat {
-        let expert = self.engine.model.experts[self.layer].expert(0);
-        let format = expert.gate_proj.ty().act_format();
-        if expert.up_proj.ty().act_format() == format { format } else { ActFormat::F32 }
+        self.engine.model.experts[self.layer].input_format()
     }
 
     /// The shared expert is one more expert, whose weight is the sigmoid of its own gate.
@@ -125,6 +144,13 @@ impl Moe<'_> {
         };
         let MoeScratch { ffn, shared, .. } = &mut *self.scratch;
         run_experts(&self.engine.pool, self.h, &[group], ffn, shared);
+    }
+
+    /// Runs what a prior put in place of the model's own choice. It does not count into coverage.
+    fn run_favoured(&mut self) -> Result<()> {
+        let (ran, _) = self.run_here(&favoured(&self.scratch.routing))?;
+        self.pass.tally.substituted += calls(&ran);
+        Ok(())
     }
 
     /// Runs groups on the device and counts them; gives back those whose weights could not be read.
@@ -145,12 +171,7 @@ impl Moe<'_> {
         let runnable: Vec<_> = ready
             .iter()
             .zip(&tensors)
-            .map(|(group, tensors)| outrigger_experts::Group {
-                gate_proj: tensors.gate_proj.mat(),
-                up_proj: tensors.up_proj.mat(),
-                down_proj: tensors.down_proj.mat(),
-                rows: &group.rows,
-            })
+            .map(|(group, tensors)| runnable(tensors, &group.rows))
             .collect();
         let scratch = &mut *self.scratch;
         run_experts(&self.engine.pool, self.h, &runnable, &mut scratch.ffn, &mut scratch.sum.sums);
@@ -221,6 +242,25 @@ impl Moe<'_> {
         Ok(())
     }
 
+    /// Adds the approximations of experts that cannot run.
+    fn run_standins(&mut self, groups: &[Group]) {
+        let standins = &self.engine.standins;
+        let MoeScratch { ffn, sum, stood_in, .. } = &mut *self.scratch;
+        let mut copies = Vec::new();
+        for group in groups {
+            for &(row, weight) in &group.rows {
+                stood_in[row as usize] += f64::from(weight);
+            }
+            match &standins[self.layer][usize::from(group.expert)] {
+                Some(StandIn::Copy(tensors)) => copies.push(runnable(tensors, &group.rows)),
+                Some(StandIn::Mean(mean)) => add_mean(&mean.to_f32(), &group.rows, &mut sum.sums),
+                None => unreachable!("the router names only those that are there"),
+            }
+        }
+        run_experts(&self.engine.pool, self.h, &copies, ffn, &mut sum.sums);
+        self.pass.tally.standin += calls(groups);
+    }
+
     /// Makes the best of the rows that miss experts. What runs instead does not count into coverage.
     fn repair(&mut self, missing: &[Group]) -> Result<()> {
         if missing.is_empty() {
@@ -229,11 +269,13 @@ impl Moe<'_> {
         self.pass.tally.missing += calls(missing);
         self.pass.fault = Some(self.engine.fleet.last_fault());
         let engine = self.engine;
+        let (stood, lost) = stand_in(missing, &engine.standins(self.layer));
+        self.run_standins(&stood);
         engine.residency(self.layer, &mut self.scratch.residency);
         let here: Vec<bool> =
             self.scratch.residency.iter().map(|place| *place != Residency::Absent).collect();
         let policy = engine.config.policy;
-        let repair = repair(policy, &engine.gate, &self.scratch.routing, missing, &here);
+        let repair = repair(policy, &engine.gate, &self.scratch.routing, &lost, &here);
         self.scratch.sum.rescale(&repair.scale);
         let (ran, _) = self.run_here(&repair.extra)?;
         self.pass.tally.substituted += calls(&ran);
@@ -241,9 +283,30 @@ impl Moe<'_> {
     }
 }
 
+/// A matrix triple with its rows, as the FFN takes it.
+fn runnable<'a>(
+    tensors: &'a ExpertTensors,
+    rows: &'a [(u32, f32)],
+) -> outrigger_experts::Group<'a> {
+    outrigger_experts::Group {
+        gate_proj: tensors.gate_proj.mat(),
+        up_proj: tensors.up_proj.mat(),
+        down_proj: tensors.down_proj.mat(),
+        rows,
+    }
+}
+
 /// Expert calls in some groups: one a row.
 fn calls(groups: &[Group]) -> u64 {
     groups.iter().map(|group| group.rows.len() as u64).sum()
+}
+
+/// Adds to the named rows of `sums` the same output, weighted.
+fn add_mean(mean: &[f32], rows: &[(u32, f32)], sums: &mut [f64]) {
+    for &(row, weight) in rows {
+        let sums = &mut sums[row as usize * mean.len()..][..mean.len()];
+        sums.iter_mut().zip(mean).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
+    }
 }
 
 /// `len` zeros.

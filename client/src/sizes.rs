@@ -9,11 +9,11 @@ pub struct Sizes {
     pub file: u64,
     /// Everything but the routed experts.
     pub trunk: u64,
-    /// All routed experts.
+    /// All routed experts, as far as the file has them.
     pub experts: u64,
-    /// The largest routed expert.
+    /// The largest routed expert of the full model.
     pub expert: u64,
-    /// Weights that one decoded token reads.
+    /// Weights that one decoded token of the full model reads.
     pub token: u64,
 }
 
@@ -23,8 +23,7 @@ impl Sizes {
         let spec = &model.spec;
         let all: u64 = model.gguf.tensors().map(|tensor| tensor.range().len() as u64).sum();
         let an_expert = |layer: usize| model.experts[layer].bytes_per_expert() as u64;
-        let experts =
-            (0..spec.n_layers).map(|layer| an_expert(layer) * spec.n_experts as u64).sum();
+        let experts = (0..spec.n_layers).map(|layer| model.expert_bytes(layer)).sum();
         let used: u64 = (0..spec.n_layers).map(|layer| an_expert(layer) * spec.n_used as u64).sum();
         let layers: u64 = model.layers.iter().map(layer_bytes).sum();
         Sizes {

@@ -17,6 +17,7 @@ mod store;
 pub mod synth;
 mod tensor;
 mod types;
+pub mod vq;
 
 pub use activations::Activations;
 pub use cache::{Budget, Elsewhere, LayerStats};
@@ -27,7 +28,7 @@ pub use map::Mapping;
 pub use matmul::{matmul, matmul_many};
 pub use model::{
     Arch, ExpertLayer, ExpertTensors, Gating, LayerTensors, Model, ModelSpec, QkNorm, RopeSpec,
-    RopeStyle, SharedExpert,
+    RopeStyle, SharedExpert, StandIn, pack_names,
 };
 pub use pool::Pool;
 pub use quant::{ActFormat, Kernels, cpu_features, dequantize, quantize};

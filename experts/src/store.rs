@@ -73,11 +73,23 @@ impl ExpertStore {
         let sizes: Vec<u64> =
             model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).collect();
         let total: u64 = sizes.iter().map(|bytes| bytes * n_experts as u64).sum();
-        let mut cache = Cache::new(budget.bytes(total)?, &sizes, n_experts, n_used);
+        let budget = budget.bytes(total)?;
+        if model.is_pack() && budget < total {
+            let (what, found) = ("expert cache", Budget::Bytes(budget).to_string());
+            let expected = "100%: what a pack holds was decided when it was made";
+            return Err(Error::Setting { what, found, expected });
+        }
+        let mut cache = Cache::new(budget, &sizes, n_experts, n_used);
         if elsewhere == Elsewhere::Absent || cache.budget() >= total {
             cache.fill();
         }
-        let state = Mutex::new(State::new(cache, layers.len(), n_experts));
+        let mut state = State::new(cache, layers.len(), n_experts);
+        for (layer, experts) in model.experts.iter().enumerate() {
+            (0..n_experts)
+                .filter(|&e| !experts.holds(e))
+                .for_each(|e| state.never_had(layer, e as u16));
+        }
+        let state = Mutex::new(state);
         let store = ExpertStore { model, elsewhere, layers, state, read: Condvar::new() };
         store.keep_experts_apart();
         Ok(store)
@@ -253,8 +265,8 @@ impl ExpertStore {
     /// Unless all experts fit, the kernel is to read an expert without its neighbours.
     fn keep_experts_apart(&self) {
         if self.budget_bytes() < self.total_bytes() {
-            for tensor in self.model.experts.iter().flat_map(ExpertLayer::tensors) {
-                tensor.mapping().advise_random(tensor.range());
+            for (_, part) in self.model.experts.iter().flat_map(ExpertLayer::parts) {
+                part.mapping().advise_random(part.range());
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Weight types and a borrowed weight matrix.
 
+use crate::quant::vq;
+
 /// How a tensor's values are stored. Block layouts: ggml's `ggml-common.h`.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,6 +22,9 @@ pub enum GgmlType {
     Q6_K,
     /// 16-bit brain float.
     BF16,
+    /// Vector-quantised, so many weights a byte (2, 3, 4, 6, 8, 12, 16 or 24); a row is an f16 scale and its codes. Not
+    /// one of ggml's: in a file the rows are I8, and the tensor's name says what they are.
+    Vq(u8),
 }
 
 /// Each type with its id in GGUF, its name, values a block and bytes a block.
@@ -34,8 +39,11 @@ const TABLE: [(GgmlType, u32, &str, usize, usize); 8] = [
     (GgmlType::BF16, 30, "BF16", 1, 2),
 ];
 
+/// ggml's id of 8-bit integers, as which codes are stored.
+pub(crate) const I8_ID: u32 = 24;
+
 impl GgmlType {
-    /// Every type that is supported.
+    /// Every type of ggml's that is supported.
     pub fn all() -> impl Iterator<Item = GgmlType> {
         TABLE.iter().map(|row| row.0)
     }
@@ -45,8 +53,24 @@ impl GgmlType {
         TABLE.iter().find(|row| row.1 == id).map(|row| row.0)
     }
 
+    /// The mean squared error of a vector-quantised type on Gaussians of variance 1, as `tools/make_codebooks.py` prints
+    /// it.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn gaussian_distortion(self) -> f64 {
+        let at = vq::TABLE.iter().position(|row| row.0 == self);
+        vq::DISTORTION[at.expect("a vector-quantised type")]
+    }
+
+    /// Every vector-quantised type, the most bits first.
+    pub fn vqs() -> impl DoubleEndedIterator<Item = GgmlType> {
+        vq::DIMS.iter().map(|dim| GgmlType::Vq(*dim as u8))
+    }
+
     fn row(self) -> &'static (GgmlType, u32, &'static str, usize, usize) {
-        TABLE.iter().find(|row| row.0 == self).expect("every type has a row")
+        let tables = TABLE.iter().chain(&vq::TABLE);
+        tables.into_iter().find(|row| row.0 == self).expect("every type has a row")
     }
 
     /// The id in a GGUF tensor directory.
@@ -59,12 +83,12 @@ impl GgmlType {
         self.row().2
     }
 
-    /// Values in one block.
+    /// Values in one block; those of a vector-quantised row come in blocks of activations.
     pub fn block_len(self) -> usize {
         self.row().3
     }
 
-    /// Bytes of one block.
+    /// Bytes of one block; 0 where a row is no sequence of blocks.
     pub fn block_bytes(self) -> usize {
         self.row().4
     }
@@ -72,7 +96,11 @@ impl GgmlType {
     /// Bytes of a row of `cols` values; `None` where `cols` is no multiple of the block or the size overflows.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
         let (len, bytes) = (self.block_len(), self.block_bytes());
-        if cols.is_multiple_of(len) { (cols / len).checked_mul(bytes) } else { None }
+        match self {
+            _ if !cols.is_multiple_of(len) => None,
+            GgmlType::Vq(dim) => vq::row_bytes(dim.into(), cols),
+            _ => (cols / len).checked_mul(bytes),
+        }
     }
 }
 

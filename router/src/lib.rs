@@ -30,7 +30,7 @@ mod placement;
 mod prior;
 
 pub use combine::{Partial, combine, coverage};
-pub use degrade::{Policy, Repair, repair};
+pub use degrade::{Policy, Repair, repair, stand_in};
 pub use error::{Error, Result};
 pub use gate::{Gate, Groups, Routing, Scoring};
 pub use link::{Failure, Link, LinkConfig, State};

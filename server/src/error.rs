@@ -12,6 +12,9 @@ pub enum Error {
     /// The model file cannot be used.
     #[error("cannot serve this model")]
     Model(#[from] outrigger_experts::Error),
+    /// The model file is a pack, which approximates experts: a server gives exact answers.
+    #[error("{}: found a device's pack, expected the full model that it was made from", .0.display())]
+    Pack(std::path::PathBuf),
     /// A range of layers or experts that the model does not have.
     #[error("{what} {first}-{last}: the model has {what} 0-{}", count - 1)]
     Range {

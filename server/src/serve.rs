@@ -58,6 +58,9 @@ impl ExpertServer {
             return Err(Error::Zero(name));
         }
         let model = Arc::new(Model::open(&config.model)?);
+        if model.is_pack() {
+            return Err(Error::Pack(config.model));
+        }
         let shard = Arc::new(Shard::new(model, &config)?);
         let engine = Engine::new(&shard, &config)?;
         let (runner, compute_ended) = match config.compute {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use outrigger_experts::{ActFormat, Fingerprint, Model};
+use outrigger_experts::{ActFormat, ExpertLayer, Fingerprint, Model};
 use outrigger_proto::v1::{DescribeResponse, Encoding, Held, Limits};
 
 use crate::{Error, Result, ServerConfig};
@@ -121,10 +121,7 @@ fn within(
 /// only where the weights of all layers here want the same ones.
 fn up(model: &Model, layers: &RangeInclusive<u32>) -> Vec<Encoding> {
     let layers = &model.experts[*layers.start() as usize..=*layers.end() as usize];
-    let mut formats = layers.iter().flat_map(|layer| {
-        let expert = layer.expert(0);
-        [expert.gate_proj.ty().act_format(), expert.up_proj.ty().act_format()]
-    });
+    let mut formats = layers.iter().map(ExpertLayer::input_format);
     let first = formats.next();
     let native = first.filter(|first| formats.all(|format| format == *first));
     let native = match native {

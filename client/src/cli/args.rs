@@ -1,7 +1,8 @@
 //! Flags that several commands share.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,13 @@ pub(crate) struct PlacementArgs {
     /// How to degrade: leave-out, renormalise or reroute
     #[arg(long, value_name = "POLICY", default_value = "reroute")]
     pub(crate) policy: Policy,
+    /// Approximations that stand in for experts that can run nowhere: a pack of the model, or a budget (8%), for which
+    /// one is made at first and kept
+    #[arg(long, value_name = "PCT|SIZE|FILE")]
+    standins: Option<StandIns>,
+    /// Favour experts on the device over the model's choice, by this fraction of the router's range; 0 never
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
+    prior: f32,
     /// Longest wait for servers within one token, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     deadline: u64,
@@ -78,10 +86,47 @@ pub(crate) struct SamplingArgs {
     pub(crate) seed: Option<u64>,
 }
 
+/// Where stand-ins come from.
+#[derive(Clone, Debug)]
+enum StandIns {
+    /// A pack that is there.
+    File(PathBuf),
+    /// A pack that is made at first.
+    Budget(Budget),
+}
+
+impl FromStr for StandIns {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<StandIns, Self::Err> {
+        Ok(match text.parse() {
+            Ok(budget) if !Path::new(text).exists() => StandIns::Budget(budget),
+            _ => StandIns::File(text.into()),
+        })
+    }
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
+    value.ok_or_else(|| format!("found `{text}`, expected a number from 0 to 1"))
+}
+
 impl PlacementArgs {
-    /// The engine's configuration.
-    pub(crate) fn config(&self, model: PathBuf, compute: &ComputeArgs) -> EngineConfig {
+    /// The engine's configuration; makes the stand-ins if there are none yet.
+    pub(crate) async fn config(
+        &self,
+        model: PathBuf,
+        compute: &ComputeArgs,
+    ) -> Result<EngineConfig> {
         let mut config = EngineConfig::new(model);
+        config.standins = match &self.standins {
+            Some(StandIns::Budget(budget)) => {
+                Some(super::pack::cached(&config.model, *budget).await?)
+            }
+            Some(StandIns::File(path)) => Some(path.clone()),
+            None => None,
+        };
+        config.prior = self.prior;
         config.servers = self.servers.clone();
         config.tls_ca = self.tls_ca.clone();
         config.expert_cache = self.expert_cache;
@@ -91,7 +136,7 @@ impl PlacementArgs {
         config.deadline = Duration::from_millis(self.deadline);
         config.reply = self.reply;
         compute.apply(&mut config);
-        config
+        Ok(config)
     }
 }
 

@@ -33,7 +33,8 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = self.placement.config(self.model.model.clone(), &self.model.compute);
+        let mut config =
+            self.placement.config(self.model.model.clone(), &self.model.compute).await?;
         let needed = self.prompt.max(1) + self.predict + 1;
         config.context = Some(config.context.unwrap_or(needed));
         if config.context.is_some_and(|context| context < needed) {

@@ -31,7 +31,8 @@ pub(crate) struct Chat {
 impl Chat {
     pub(crate) async fn run(self) -> Result<()> {
         let engine =
-            open(self.placement.config(self.model.model.clone(), &self.model.compute)).await?;
+            open(self.placement.config(self.model.model.clone(), &self.model.compute).await?)
+                .await?;
         let mut session = engine.session(self.sampling.config())?;
         let mut messages = Vec::new();
         if let Some(system) = &self.system {

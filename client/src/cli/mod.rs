@@ -7,6 +7,7 @@ mod demo;
 mod embedded;
 mod eval;
 mod inspect;
+mod pack;
 mod proxy;
 mod run;
 mod simulate;
@@ -37,6 +38,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure perplexity and coverage on texts, and the distance to the full model
     Eval(eval::Eval),
+    /// Make what a device installs: the trunk, and every expert as well as a budget allows
+    Pack(pack::Pack),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
     /// Write a random-weight model at real dimensions
@@ -60,6 +63,7 @@ impl Cli {
             Command::Chat(chat) => chat.run().await,
             Command::Inspect(inspect) => inspect.run(),
             Command::Eval(eval) => eval.run().await,
+            Command::Pack(pack) => pack.run().await,
             Command::Bench(bench) => bench.run().await,
             Command::Synth(synth) => synth.run(),
             Command::Simulate(simulate) => simulate.run(),

@@ -36,7 +36,8 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) async fn run(self) -> Result<()> {
         let prompt = self.prompt()?;
-        let engine = open(self.placement.config(self.model.model, &self.model.compute)).await?;
+        let engine =
+            open(self.placement.config(self.model.model, &self.model.compute).await?).await?;
         let mut session = engine.session(self.sampling.config())?;
         session.push_text(&prompt)?;
         let (mut text, mut totals) = (MarkedText::new(), Totals::default());

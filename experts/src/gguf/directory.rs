@@ -9,7 +9,7 @@ use super::cursor::Cursor;
 use crate::error::{Error, Mismatch, Result};
 use crate::map::Mapping;
 use crate::tensor::{Dims, Tensor};
-use crate::types::GgmlType;
+use crate::types::{GgmlType, I8_ID};
 
 /// The largest known models have some 2000.
 const MAX_TENSORS: u64 = 1 << 20;
@@ -121,6 +121,34 @@ impl TensorInfo {
     }
 }
 
+impl TensorInfo {
+    /// The view of rows of codes as the matrix of `dims` that they are.
+    pub(super) fn open_codes(
+        &self,
+        shard: &Arc<Mapping>,
+        ty: GgmlType,
+        dims: &[usize],
+    ) -> Result<Tensor> {
+        let stored =
+            stored_dims(ty, dims).filter(|stored| self.type_id == I8_ID && self.dims() == stored);
+        let (Some(_), Some(dims)) = (stored, Dims::new(dims)) else {
+            let found = format!("{} of {:?}", self.type_name(), self.dims());
+            let expected = format!("{ty} rows of a {dims:?} matrix");
+            return Err(Mismatch::new(found, expected).in_tensor(shard.path(), &self.name));
+        };
+        Ok(Tensor::new(self.name.clone(), ty, dims, shard.clone(), self.range.clone()))
+    }
+}
+
+/// The dimensions that a file gives a matrix: rows of codes are rows of bytes.
+pub(super) fn stored_dims(ty: GgmlType, dims: &[usize]) -> Option<Vec<usize>> {
+    let mut stored = dims.to_vec();
+    if let GgmlType::Vq(_) = ty {
+        *stored.first_mut()? = ty.row_bytes(dims[0])?;
+    }
+    Some(stored)
+}
+
 /// Reads the directory, and checks every tensor's place: aligned, inside the file, overlapping no other.
 pub(super) fn read(
     path: &Path,
@@ -188,6 +216,8 @@ impl Entry {
         }
         let size = match GgmlType::from_id(type_id) {
             Some(ty) => byte_len(ty, &dims).map_err(wrong)?,
+            // The product fits: `Dims` saw to it.
+            None if type_id == I8_ID => dims.iter().product::<usize>() as u64,
             None => 0,
         };
         let range = data_start

@@ -7,9 +7,8 @@ use super::metadata::Metadata;
 use super::value::write_str;
 use crate::error::Result;
 use crate::map::Mapping;
+use crate::model::pack_names;
 
-/// Set in files made from a full model, to the full model's fingerprint in hexadecimal.
-const KEY: &str = "outrigger.fingerprint";
 /// Bytes read at each sampled place.
 const SAMPLE_BYTES: usize = 4096;
 /// Sampled places of a tensor: its start, its end, and evenly between. A smaller tensor is read whole.
@@ -52,10 +51,10 @@ pub(super) fn of(
     tensors: &[TensorInfo],
     shards: &[Arc<Mapping>],
 ) -> Result<Fingerprint> {
-    if let Some(hex) = meta.str(KEY)? {
-        return blake3::Hash::from_hex(hex)
-            .map(|hash| Fingerprint(*hash.as_bytes()))
-            .map_err(|_| meta.mismatch(KEY, format!("{hex:?}"), "64 hexadecimal digits"));
+    if let Some(hex) = meta.str(pack_names::FINGERPRINT)? {
+        return blake3::Hash::from_hex(hex).map(|hash| Fingerprint(*hash.as_bytes())).map_err(
+            |_| meta.mismatch(pack_names::FINGERPRINT, format!("{hex:?}"), "64 hexadecimal digits"),
+        );
     }
     let mut hasher = blake3::Hasher::new();
     hash_metadata(&mut hasher, meta);

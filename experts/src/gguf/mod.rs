@@ -27,6 +27,7 @@ pub use writer::{Layout, Writer};
 use crate::error::{Mismatch, Result};
 use crate::map::Mapping;
 use crate::tensor::Tensor;
+use crate::types::GgmlType;
 
 /// An open model file, of one or several shards: metadata, tensor directory and mapped bytes.
 #[derive(Debug)]
@@ -96,6 +97,16 @@ impl Gguf {
         let info = &self.tensors[at];
         let mapping = &self.shards[info.shard()];
         info.open(mapping).map(Some)
+    }
+
+    /// The vector-quantised matrix of this name, `[cols, rows]`, whose rows the file has as I8.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tensor`] if it is there, but is no such matrix.
+    pub fn find_codes(&self, name: &str, ty: GgmlType, dims: &[usize]) -> Result<Option<Tensor>> {
+        let Some(&at) = self.by_name.get(name) else { return Ok(None) };
+        let info = &self.tensors[at];
+        info.open_codes(&self.shards[info.shard()], ty, dims).map(Some)
     }
 
     /// What tells this model from every other; see [`Fingerprint`].

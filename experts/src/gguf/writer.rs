@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::directory::{MAX_NAME_BYTES, byte_len};
+use super::directory::{MAX_NAME_BYTES, byte_len, stored_dims};
 use super::header;
 use super::metadata::Metadata;
 use super::value::{Value, write_str};
@@ -59,6 +59,7 @@ impl Layout {
             ))
         })?;
         let bytes = byte_len(ty, dims).map_err(wrong)?;
+        let held = stored_dims(ty, dims).and_then(|dims| Dims::new(&dims)).unwrap_or(held);
         self.tensors.push(Declared { name: name.to_owned(), ty, dims: held, bytes });
         Ok(())
     }

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use super::arch::QkNorm;
 use super::spec::ModelSpec;
-use crate::error::{Mismatch, Result};
-use crate::gguf::Gguf;
+use crate::error::{Error, Mismatch, Result};
+use crate::gguf::{Gguf, Metadata};
 use crate::tensor::Tensor;
+use crate::types::GgmlType;
 
 /// Everything of one layer but its routed experts. Dimensions are GGUF's, the fastest first: a matrix is
 /// `[inputs, outputs]`.
@@ -51,86 +52,6 @@ pub struct SharedExpert {
     pub down_proj: Tensor,
     /// Makes the logit: `[n_embd]`.
     pub gate_inp: Tensor,
-}
-
-/// The routed experts of one layer.
-#[derive(Clone, Debug)]
-pub struct ExpertLayer {
-    inputs: Inputs,
-    /// `[n_ff, n_embd, n_experts]`.
-    down: Tensor,
-}
-
-/// How a file stores the two projections that read an expert's input.
-#[derive(Clone, Debug)]
-enum Inputs {
-    /// Each `[n_embd, n_ff, n_experts]`.
-    Apart { gate: Tensor, up: Tensor },
-    /// `[n_embd, 2 * n_ff, n_experts]`: an expert's gate rows, then its up rows.
-    Fused(Tensor),
-}
-
-/// One expert's matrices, each contiguous in the file.
-#[derive(Clone, Debug)]
-pub struct ExpertTensors {
-    /// `[n_embd, n_ff]`.
-    pub gate_proj: Tensor,
-    /// `[n_embd, n_ff]`.
-    pub up_proj: Tensor,
-    /// `[n_ff, n_embd]`.
-    pub down_proj: Tensor,
-}
-
-impl ExpertLayer {
-    /// How many there are.
-    pub fn n_experts(&self) -> usize {
-        self.down.dims()[2]
-    }
-
-    /// The matrices of one.
-    ///
-    /// # Panics
-    /// If there is no expert `e`.
-    pub fn expert(&self, e: usize) -> ExpertTensors {
-        let (gate_proj, up_proj) = match &self.inputs {
-            Inputs::Apart { gate, up } => (gate.expert(e), up.expert(e)),
-            Inputs::Fused(both) => {
-                let both = both.expert(e);
-                let n_ff = both.rows() / 2;
-                (both.rows_slice(0..n_ff), both.rows_slice(n_ff..2 * n_ff))
-            }
-        };
-        ExpertTensors { gate_proj, up_proj, down_proj: self.down.expert(e) }
-    }
-
-    /// The bytes of one, of all its matrices.
-    pub fn bytes_per_expert(&self) -> usize {
-        self.tensors().map(Tensor::byte_len).sum::<usize>() / self.n_experts()
-    }
-
-    /// The two or three tensors that hold all experts of the layer.
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
-        let (first, second) = match &self.inputs {
-            Inputs::Apart { gate, up } => (gate, Some(up)),
-            Inputs::Fused(both) => (both, None),
-        };
-        std::iter::once(first).chain(second).chain([&self.down])
-    }
-
-    pub(super) fn load(loader: &mut Loader, spec: &ModelSpec, layer: usize) -> Result<ExpertLayer> {
-        let &ModelSpec { n_embd, n_ff, n_experts, .. } = spec;
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        let fused = [n_embd, n_ff.saturating_mul(2), n_experts];
-        let inputs = match loader.optional(&name("ffn_gate_up_exps"), &fused)? {
-            Some(both) => Inputs::Fused(both),
-            None => Inputs::Apart {
-                gate: loader.tensor(&name("ffn_gate_exps"), &[n_embd, n_ff, n_experts])?,
-                up: loader.tensor(&name("ffn_up_exps"), &[n_embd, n_ff, n_experts])?,
-            },
-        };
-        let down = loader.tensor(&name("ffn_down_exps"), &[n_ff, n_embd, n_experts])?;
-        Ok(ExpertLayer { inputs, down })
-    }
 }
 
 impl LayerTensors {
@@ -215,6 +136,27 @@ impl<'a> Loader<'a> {
         }
         self.used.insert(name.to_owned());
         Ok(Some(tensor.with_dims(dims)))
+    }
+
+    /// A vector-quantised matrix of `dims`, whose name says its type.
+    pub(super) fn codes(
+        &mut self,
+        name: &str,
+        ty: GgmlType,
+        dims: &[usize],
+    ) -> Result<Option<Tensor>> {
+        let found = self.gguf.find_codes(name, ty, dims)?;
+        self.used.extend(found.iter().map(|tensor| tensor.name().to_owned()));
+        Ok(found)
+    }
+
+    /// What is wrong with a tensor of the file.
+    pub(super) fn wrong(&self, name: &str, found: &str, expected: &str) -> Error {
+        Mismatch::new(found, expected).in_tensor(self.gguf.path(), name)
+    }
+
+    pub(super) fn meta(&self) -> &'a Metadata {
+        self.gguf.meta()
     }
 
     /// A tensor that nothing uses would change the answers if it were used: the model is another than it seems.

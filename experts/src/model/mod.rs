@@ -1,13 +1,16 @@
 //! A mixture-of-experts language model in a GGUF file: its arithmetic as data, and its tensors as views of the map.
 
 mod arch;
+mod experts;
 mod layers;
+pub mod pack_names;
 mod spec;
 
 use std::path::Path;
 
 pub use arch::{Arch, QkNorm, RopeStyle};
-pub use layers::{ExpertLayer, ExpertTensors, LayerTensors, SharedExpert};
+pub use experts::{ExpertLayer, ExpertTensors, StandIn};
+pub use layers::{LayerTensors, SharedExpert};
 pub use spec::{Gating, ModelSpec, RopeSpec};
 
 use crate::error::Result;
@@ -34,6 +37,8 @@ pub struct Model {
     pub layers: Vec<LayerTensors>,
     /// The routed experts of each layer.
     pub experts: Vec<ExpertLayer>,
+    /// Of a pack, by layer and expert: what stands in for those that it does not hold exactly. Empty of a full file.
+    pub standins: Vec<Vec<Option<StandIn>>>,
 }
 
 impl Model {
@@ -59,12 +64,56 @@ impl Model {
         let output = loader.optional("output.weight", &vocab)?.unwrap_or(token_embd.clone());
         let rope_freqs = loader.optional("rope_freqs.weight", &[spec.rope.dim / 2])?;
         let mut layers = Vec::new();
-        let mut experts = Vec::new();
+        let (mut experts, mut standins) = (Vec::new(), Vec::new());
+        let is_pack = gguf.meta().get(pack_names::TYPES).is_some();
         for layer in 0..spec.n_layers {
             layers.push(LayerTensors::load(&mut loader, &spec, layer)?);
-            experts.push(ExpertLayer::load(&mut loader, &spec, layer)?);
+            if is_pack {
+                let (exact, approximate) = ExpertLayer::load_pack(&mut loader, &spec, layer)?;
+                experts.push(exact);
+                standins.push(approximate);
+            } else {
+                experts.push(ExpertLayer::load(&mut loader, &spec, layer)?);
+            }
         }
         loader.expect_all_used()?;
-        Ok(Model { spec, gguf, token_embd, output_norm, output, rope_freqs, layers, experts })
+        Ok(Model {
+            spec,
+            gguf,
+            token_embd,
+            output_norm,
+            output,
+            rope_freqs,
+            layers,
+            experts,
+            standins,
+        })
+    }
+
+    /// Of a pack, by layer and expert, what it has of every expert, the exact ones included.
+    pub fn all_standins(&self) -> Vec<Vec<Option<StandIn>>> {
+        let of_layer = |(layer, standins): (&ExpertLayer, &Vec<Option<StandIn>>)| {
+            let exact = |e| layer.holds(e).then(|| StandIn::Copy(layer.expert(e)));
+            standins.iter().enumerate().map(|(e, held)| held.clone().or_else(|| exact(e))).collect()
+        };
+        self.experts.iter().zip(&self.standins).map(of_layer).collect()
+    }
+
+    /// The bytes that the file has of a layer's experts, exact or not.
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn expert_bytes(&self, layer: usize) -> u64 {
+        let exact = &self.experts[layer];
+        let held = (0..exact.n_experts()).filter(|&e| exact.holds(e)).count();
+        let standins = self.standins.get(layer).into_iter().flatten().flatten();
+        let bytes =
+            held * exact.bytes_per_expert() + standins.map(StandIn::byte_len).sum::<usize>();
+        bytes as u64
+    }
+
+    /// Whether the file is a pack: what a device installs, made from a full file.
+    pub fn is_pack(&self) -> bool {
+        !self.standins.is_empty()
     }
 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
 use super::isa::Isa;
 use super::tiles::tile_functions;
-use super::{ActRow, Kernels, Tile};
+use super::{ActRow, Kernels, Tile, TileFn, vq};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "AVX2",
@@ -23,8 +23,16 @@ pub(super) static KERNELS: Kernels = Kernels {
     q4_k: q4_k_tile,
     q5_k: q5_k_tile,
     q6_k: q6_k_tile,
+    vq: vq::tile::<Q8>,
     blend_f16,
 };
+
+/// What unpacked codes are multiplied by.
+struct Q8;
+
+impl vq::Q8 for Q8 {
+    const TILE: TileFn = q8_0_tile;
+}
 
 /// A weight row is unpacked once for this many activation rows; more would spill 16 registers.
 const BATCH: usize = 2;

@@ -12,7 +12,7 @@ use super::avx2::{half_pair, in_16_bits};
 use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
 use super::isa::Isa;
 use super::tiles::tile_functions;
-use super::{ActRow, Kernels, Tile};
+use super::{ActRow, Kernels, Tile, TileFn, vq};
 use floats::{BF16, F16, F32, blend_f16, float_dot};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -26,8 +26,16 @@ pub(super) static KERNELS: Kernels = Kernels {
     q4_k: q4_k_tile,
     q5_k: q5_k_tile,
     q6_k: q6_k_tile,
+    vq: vq::tile::<Q8>,
     blend_f16,
 };
+
+/// What unpacked codes are multiplied by.
+struct Q8;
+
+impl vq::Q8 for Q8 {
+    const TILE: TileFn = q8_0_tile;
+}
 
 /// A weight row is unpacked once for this many activation rows.
 const BATCH: usize = 4;

@@ -3,9 +3,10 @@
 use half::{bf16, f16};
 
 use super::blocks::{f16_at, q4_0, q4_k, q5_k, q6_k, q8_0, scale_min};
+use super::vq;
 use crate::GgmlType;
 
-/// Writes the values of `bytes` to `out`.
+/// Writes the values of `bytes` to `out`; of a vector-quantised type, one row.
 ///
 /// # Panics
 /// Where `bytes` is not exactly `out.len()` values of type `ty`.
@@ -20,6 +21,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
         GgmlType::Q4_K => q4_k_block,
         GgmlType::Q5_K => q5_k_block,
         GgmlType::Q6_K => q6_k_block,
+        GgmlType::Vq(dim) => return vq::dequantize_row(dim.into(), bytes, out),
     };
     let blocks = bytes.chunks_exact(ty.block_bytes()).zip(out.chunks_exact_mut(ty.block_len()));
     for (bytes, out) in blocks {

@@ -14,6 +14,7 @@ mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+pub(crate) mod vq;
 
 use crate::{Activations, GgmlType, Mat};
 use isa::Isa;
@@ -38,7 +39,7 @@ impl GgmlType {
     pub fn act_format(self) -> ActFormat {
         match self {
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => ActFormat::F32,
-            GgmlType::Q8_0 | GgmlType::Q4_0 => ActFormat::Q8_0,
+            GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Vq(_) => ActFormat::Q8_0,
             GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => ActFormat::Q8_K,
         }
     }
@@ -119,6 +120,8 @@ pub struct Kernels {
     q4_k: TileFn,
     q5_k: TileFn,
     q6_k: TileFn,
+    /// By weights a code.
+    vq: fn(u8) -> TileFn,
     blend_f16: BlendFn,
 }
 
@@ -167,6 +170,7 @@ impl Kernels {
             GgmlType::Q4_K => self.q4_k,
             GgmlType::Q5_K => self.q5_k,
             GgmlType::Q6_K => self.q6_k,
+            GgmlType::Vq(dim) => (self.vq)(dim),
         }
     }
 

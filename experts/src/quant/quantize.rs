@@ -9,7 +9,7 @@ use crate::GgmlType;
 /// Appends `src` in type `ty` to `out`.
 ///
 /// # Panics
-/// Where `src` is no whole number of blocks.
+/// Where `src` is no whole number of blocks, or `ty` is vector-quantised: see [`crate::vq`].
 pub fn quantize(ty: GgmlType, src: &[f32], out: &mut Vec<u8>) {
     assert!(
         src.len().is_multiple_of(ty.block_len()),
@@ -28,6 +28,7 @@ pub fn quantize(ty: GgmlType, src: &[f32], out: &mut Vec<u8>) {
         GgmlType::Q4_K => q4_k_block,
         GgmlType::Q5_K => q5_k_block,
         GgmlType::Q6_K => q6_k_block,
+        GgmlType::Vq(_) => panic!("{ty} rows are made by a vq::Encoder"),
     };
     for x in src.chunks_exact(ty.block_len()) {
         block(x, out);

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::blocks::{f16_at, q4_0, q4_k, q5_k, q6_k, q8_0, scale_min};
 use super::isa::Isa;
-use super::{ActRow, Kernels, Tile};
+use super::{ActRow, Kernels, Tile, TileFn, vq};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -17,8 +17,16 @@ pub(super) static KERNELS: Kernels = Kernels {
     q4_k: |tile| fill(tile, q4_k_dot),
     q5_k: |tile| fill(tile, q5_k_dot),
     q6_k: |tile| fill(tile, q6_k_dot),
+    vq: vq::tile::<Q8>,
     blend_f16,
 };
+
+/// What unpacked codes are multiplied by.
+struct Q8;
+
+impl vq::Q8 for Q8 {
+    const TILE: TileFn = |tile| fill(tile, q8_0_dot);
+}
 
 fn fill(tile: &Tile<'_>, dot: impl Fn(&[u8], ActRow<'_>) -> f32) {
     for r in 0..tile.rows {

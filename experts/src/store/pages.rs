@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::map::Mapping;
 use crate::model::ExpertLayer;
+use crate::tensor::Tensor;
 
 /// The largest page: neighbours that are nearer may share one.
 const PAGE: usize = 64 << 10;
@@ -33,13 +34,12 @@ struct Part {
 
 impl LayerPages {
     pub(super) fn new(layer: &ExpertLayer) -> LayerPages {
-        let mut parts = Vec::new();
-        for stack in layer.tensors() {
-            parts.extend((0..layer.n_experts()).map(|expert| {
-                let part = stack.expert(expert);
-                Part { expert, mapping: part.mapping().clone(), range: part.range() }
-            }));
-        }
+        let part = |(expert, matrix): (usize, Tensor)| Part {
+            expert,
+            mapping: matrix.mapping().clone(),
+            range: matrix.range(),
+        };
+        let mut parts: Vec<Part> = layer.parts().into_iter().map(part).collect();
         parts.sort_by_key(|part| (Arc::as_ptr(&part.mapping), part.range.start));
         let mut parts_of = vec![Vec::new(); layer.n_experts()];
         for (at, part) in parts.iter().enumerate() {

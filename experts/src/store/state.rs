@@ -43,6 +43,13 @@ impl State {
         State { cache, presence, lost: BTreeMap::new(), rate: ReadRate::default() }
     }
 
+    /// The file is a pack that has no such expert.
+    pub(super) fn never_had(&mut self, layer: usize, expert: u16) {
+        self.presence[layer][expert as usize] = Presence::Lost;
+        self.lost.insert((layer, expert), Arc::new(Error::Absent { layer, expert }));
+        self.cache.forget(layer, expert);
+    }
+
     /// Which of these experts, all in the cache, the caller has to read.
     pub(super) fn start_reading(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
         let mut to_read = Vec::new();

@@ -68,7 +68,9 @@ fn set_scales(ty: GgmlType, std: f32, block: &mut [u8]) {
             centre_minima(&mut block[4..16]);
         }
         GgmlType::Q6_K => put_f16(&mut block[208..210], std / (scale8 * bits6)),
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => unreachable!("no blocks, no scales"),
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Vq(_) => {
+            unreachable!("no blocks, no scales")
+        }
     }
 }
 

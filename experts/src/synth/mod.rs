@@ -11,7 +11,7 @@ use std::path::Path;
 
 pub use shape::Shape;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gguf::{Layout, Writer};
 use crate::types::GgmlType;
 use blocks::Fill;
@@ -33,6 +33,10 @@ pub fn write(
     seed: u64,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<()> {
+    if let GgmlType::Vq(_) = ty {
+        let expected = "a type of ggml's";
+        return Err(Error::Setting { what: "weight type", found: ty.to_string(), expected });
+    }
     let tensors = shape.tensors(ty);
     let mut layout = Layout::new(path);
     shape.set_metadata(&mut layout, ty);

@@ -228,5 +228,6 @@ fn file_type(ty: GgmlType) -> u32 {
         GgmlType::Q5_K => 16,
         GgmlType::Q6_K => 18,
         GgmlType::BF16 => 32,
+        GgmlType::Vq(_) => unreachable!("no generated model has codes: synth::write checks"),
     }
 }

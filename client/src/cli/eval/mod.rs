@@ -73,7 +73,8 @@ struct Text {
 
 impl Eval {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = self.placement.config(self.model.model.clone(), &self.model.compute);
+        let mut config =
+            self.placement.config(self.model.model.clone(), &self.model.compute).await?;
         let embedded = self.serve(&mut config).await?;
         let texts = self.measure(&config).await?;
         if let Some(server) = embedded {

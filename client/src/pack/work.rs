@@ -1,0 +1,115 @@
+//! What an interrupted pack leaves behind, so that the next one goes on where it stopped.
+
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::allocate::{Choice, Curve};
+use crate::error::{Error, Result};
+
+/// A directory beside the output.
+pub(super) struct Work {
+    dir: PathBuf,
+}
+
+/// One layer's experts as a pack has them.
+pub(super) struct Layer {
+    /// By expert: squared error of the weighted outputs over their own squared sum.
+    pub(super) errors: Vec<f32>,
+    /// The bytes of every tensor, one after another.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Work {
+    /// The directory for packing to `out` what `job` describes. What another job left there is removed.
+    pub(super) fn open(out: &Path, job: &impl Hash) -> Result<Work> {
+        let mut name = out.as_os_str().to_owned();
+        name.push(".work");
+        let work = Work { dir: name.into() };
+        let job = format!("{:016x}\n", hash(job));
+        let path = work.dir.join("job");
+        if fs::read_to_string(&path).ok().as_deref() != Some(&job) {
+            work.remove();
+            fs::create_dir_all(&work.dir).map_err(io(&work.dir))?;
+            fs::write(&path, job).map_err(io(&path))?;
+        }
+        Ok(work)
+    }
+
+    /// The curves of the first layers, as far as they were measured.
+    pub(super) fn curves(&self) -> Vec<Vec<Curve>> {
+        let Ok(file) = File::open(self.dir.join("curves")) else { return Vec::new() };
+        let lines = BufReader::new(file).lines().map_while(|line| line.ok());
+        lines.map_while(|line| serde_json::from_str(&line).ok()).collect()
+    }
+
+    /// Keeps the curves of one more layer.
+    pub(super) fn add_curves(&self, before: usize, curves: &[Curve]) -> Result<()> {
+        let path = self.dir.join("curves");
+        if before == 0 {
+            fs::write(&path, b"").map_err(io(&path))?;
+        }
+        let mut file = OpenOptions::new().append(true).open(&path).map_err(io(&path))?;
+        file.write_all(line(curves).as_bytes()).map_err(io(&path))
+    }
+
+    /// A layer that was coded with these choices before.
+    pub(super) fn layer(&self, layer: usize, choices: &[Choice]) -> Option<Layer> {
+        let mut file = BufReader::new(File::open(self.path(layer, choices)).ok()?);
+        let errors = read_line(&mut file)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).ok()?;
+        Some(Layer { errors, bytes })
+    }
+
+    /// Keeps a coded layer.
+    pub(super) fn put_layer(&self, at: usize, choices: &[Choice], layer: &Layer) -> Result<()> {
+        let path = self.path(at, choices);
+        let temporary = path.with_extension("tmp");
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(line(&layer.errors).as_bytes())?;
+            file.write_all(&layer.bytes)?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)
+        };
+        write().map_err(io(&path))
+    }
+
+    /// Removes the directory.
+    pub(super) fn remove(&self) {
+        // Nothing depends on it: the next job of this name would do the same.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+
+    fn path(&self, layer: usize, choices: &[Choice]) -> PathBuf {
+        self.dir.join(format!("layer-{layer}-{:016x}", hash(&line(choices))))
+    }
+}
+
+/// What a program of another version makes of the same is no matter: then it starts anew.
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn line<T: Serialize + ?Sized>(value: &T) -> String {
+    let mut line = serde_json::to_string(value).expect("plain data");
+    line.push('\n');
+    line
+}
+
+fn read_line<T: DeserializeOwned>(file: &mut impl BufRead) -> Option<T> {
+    let mut line = String::new();
+    file.read_line(&mut line).ok()?;
+    serde_json::from_str(&line).ok()
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
+    move |source| Error::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,255 @@
+//! A layer's routed experts: all of them in a full file; in a pack some exactly, the others approximated.
+
+use super::layers::Loader;
+use super::pack_names;
+use super::spec::ModelSpec;
+use crate::error::Result;
+use crate::quant::ActFormat;
+use crate::tensor::Tensor;
+use crate::types::GgmlType;
+
+/// The routed experts of one layer, as the model has them.
+#[derive(Clone, Debug)]
+pub struct ExpertLayer {
+    stored: Stored,
+    n_experts: usize,
+    /// Of the gate, up and down projections.
+    types: [GgmlType; 3],
+    bytes_per_expert: usize,
+}
+
+/// How a file stores the experts of a layer.
+#[derive(Clone, Debug)]
+enum Stored {
+    /// `[n_embd, n_ff, n_experts]` twice, and `[n_ff, n_embd, n_experts]`.
+    Stacked { gate: Tensor, up: Tensor, down: Tensor },
+    /// `[n_embd, 2 * n_ff, n_experts]`: an expert's gate rows, then its up rows.
+    Fused { gate_up: Tensor, down: Tensor },
+    /// Those that a pack has, by id.
+    Single(Vec<Option<ExpertTensors>>),
+}
+
+/// One expert's matrices, each contiguous in the file.
+#[derive(Clone, Debug)]
+pub struct ExpertTensors {
+    /// `[n_embd, n_ff]`.
+    pub gate_proj: Tensor,
+    /// `[n_embd, n_ff]`.
+    pub up_proj: Tensor,
+    /// `[n_ff, n_embd]`.
+    pub down_proj: Tensor,
+}
+
+/// What a pack has of an expert that it does not have exactly.
+#[derive(Clone, Debug)]
+pub enum StandIn {
+    /// Matrices of which some or all are coded.
+    Copy(ExpertTensors),
+    /// The mean output, `[n_embd]`.
+    Mean(Tensor),
+}
+
+impl StandIn {
+    /// Whether its file is still as long as it was: touching what was cut off kills the process.
+    pub fn is_whole(&self) -> bool {
+        self.tensors().all(|t| t.mapping().check_length(t.range().end).is_ok())
+    }
+
+    /// The bytes of all its tensors.
+    pub fn byte_len(&self) -> usize {
+        self.tensors().map(Tensor::byte_len).sum()
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let tensors = match self {
+            StandIn::Copy(t) => [Some(&t.gate_proj), Some(&t.up_proj), Some(&t.down_proj)],
+            StandIn::Mean(mean) => [Some(mean), None, None],
+        };
+        tensors.into_iter().flatten()
+    }
+}
+
+impl ExpertLayer {
+    /// How many there are in the model.
+    pub fn n_experts(&self) -> usize {
+        self.n_experts
+    }
+
+    /// Whether the file has this one exactly: a full file has all.
+    pub fn holds(&self, e: usize) -> bool {
+        match &self.stored {
+            Stored::Single(experts) => experts.get(e).is_some_and(Option::is_some),
+            _ => e < self.n_experts,
+        }
+    }
+
+    /// The matrices of one.
+    ///
+    /// # Panics
+    /// If the file has no expert `e`.
+    pub fn expert(&self, e: usize) -> ExpertTensors {
+        match &self.stored {
+            Stored::Stacked { gate, up, down } => ExpertTensors {
+                gate_proj: gate.expert(e),
+                up_proj: up.expert(e),
+                down_proj: down.expert(e),
+            },
+            Stored::Fused { gate_up, down } => {
+                let both = gate_up.expert(e);
+                let n_ff = both.rows() / 2;
+                ExpertTensors {
+                    gate_proj: both.rows_slice(0..n_ff),
+                    up_proj: both.rows_slice(n_ff..2 * n_ff),
+                    down_proj: down.expert(e),
+                }
+            }
+            Stored::Single(experts) => {
+                experts[e].clone().unwrap_or_else(|| panic!("the pack has no exact expert {e}"))
+            }
+        }
+    }
+
+    /// The bytes of one, of all its matrices, in the full file.
+    pub fn bytes_per_expert(&self) -> usize {
+        self.bytes_per_expert
+    }
+
+    /// The types of the gate, up and down projections in the full file.
+    pub fn types(&self) -> [GgmlType; 3] {
+        self.types
+    }
+
+    /// The form in which the experts read their input; plain floats where their two matrices differ.
+    pub fn input_format(&self) -> ActFormat {
+        let [gate, up, _] = self.types.map(GgmlType::act_format);
+        if gate == up { gate } else { ActFormat::F32 }
+    }
+
+    /// The contiguous parts of every expert that the file has exactly, with its id.
+    pub(crate) fn parts(&self) -> Vec<(usize, Tensor)> {
+        let all = |stacks: &[&Tensor]| -> Vec<_> {
+            let each = |e| stacks.iter().map(move |stack| (e, stack.expert(e)));
+            (0..self.n_experts).flat_map(each).collect()
+        };
+        match &self.stored {
+            Stored::Stacked { gate, up, down } => all(&[gate, up, down]),
+            Stored::Fused { gate_up, down } => all(&[gate_up, down]),
+            Stored::Single(experts) => {
+                let held =
+                    experts.iter().enumerate().filter_map(|(e, held)| Some((e, held.as_ref()?)));
+                held.flat_map(|(e, t)| {
+                    [&t.gate_proj, &t.up_proj, &t.down_proj].map(|t| (e, t.clone()))
+                })
+                .collect()
+            }
+        }
+    }
+
+    pub(super) fn load(loader: &mut Loader, spec: &ModelSpec, layer: usize) -> Result<ExpertLayer> {
+        let &ModelSpec { n_embd, n_ff, n_experts, .. } = spec;
+        let name = |part: &str| format!("blk.{layer}.{part}.weight");
+        let fused = [n_embd, n_ff.saturating_mul(2), n_experts];
+        let down =
+            |loader: &mut Loader| loader.tensor(&name("ffn_down_exps"), &[n_ff, n_embd, n_experts]);
+        let stored = match loader.optional(&name("ffn_gate_up_exps"), &fused)? {
+            Some(gate_up) => Stored::Fused { gate_up, down: down(loader)? },
+            None => Stored::Stacked {
+                gate: loader.tensor(&name("ffn_gate_exps"), &[n_embd, n_ff, n_experts])?,
+                up: loader.tensor(&name("ffn_up_exps"), &[n_embd, n_ff, n_experts])?,
+                down: down(loader)?,
+            },
+        };
+        let types = match &stored {
+            Stored::Stacked { gate, up, down } => [gate.ty(), up.ty(), down.ty()],
+            Stored::Fused { gate_up, down } => [gate_up.ty(), gate_up.ty(), down.ty()],
+            Stored::Single(_) => unreachable!("only packs have single experts"),
+        };
+        Ok(ExpertLayer::new(stored, types, spec))
+    }
+
+    /// A pack's layer: what it has exactly, and what stands in for the others.
+    pub(super) fn load_pack(
+        loader: &mut Loader,
+        spec: &ModelSpec,
+        layer: usize,
+    ) -> Result<(ExpertLayer, Vec<Option<StandIn>>)> {
+        let types = read_types(loader, layer)?;
+        let (mut exact, mut standins) = (Vec::new(), Vec::new());
+        for e in 0..spec.n_experts {
+            let held = Held::load(loader, spec, layer, e)?;
+            let (tensors, standin) = match held {
+                Held::Exact(tensors) => (Some(tensors), None),
+                Held::Approximate(standin) => (None, Some(standin)),
+            };
+            exact.push(tensors);
+            standins.push(standin);
+        }
+        Ok((ExpertLayer::new(Stored::Single(exact), types, spec), standins))
+    }
+
+    fn new(stored: Stored, types: [GgmlType; 3], spec: &ModelSpec) -> ExpertLayer {
+        let &ModelSpec { n_embd, n_ff, n_experts, .. } = spec;
+        let matrices = [(n_embd, n_ff), (n_embd, n_ff), (n_ff, n_embd)];
+        let bytes = |(ty, (cols, rows)): (GgmlType, (usize, usize))| {
+            ty.row_bytes(cols).unwrap_or(0).saturating_mul(rows)
+        };
+        let bytes_per_expert = types.into_iter().zip(matrices).map(bytes).sum();
+        ExpertLayer { stored, n_experts, types, bytes_per_expert }
+    }
+}
+
+/// The types of a layer's experts in the full file, from the pack's metadata.
+fn read_types(loader: &Loader, layer: usize) -> Result<[GgmlType; 3]> {
+    let meta = loader.meta();
+    let names = meta.strings(pack_names::TYPES)?.unwrap_or_default();
+    let wrong =
+        |found: String| meta.mismatch(pack_names::TYPES, found, "three weight types a layer");
+    let Some(names) = names.as_chunks::<3>().0.get(layer) else {
+        return Err(wrong(format!("{} types", names.len())));
+    };
+    let mut types = [GgmlType::F32; 3];
+    for (ty, name) in types.iter_mut().zip(names) {
+        *ty = name.parse().map_err(|_| wrong(format!("{name:?}")))?;
+    }
+    Ok(types)
+}
+
+/// One expert of a pack.
+enum Held {
+    Exact(ExpertTensors),
+    Approximate(StandIn),
+}
+
+impl Held {
+    fn load(loader: &mut Loader, spec: &ModelSpec, layer: usize, e: usize) -> Result<Held> {
+        if let Some(mean) = loader.optional(&pack_names::mean(layer, e), &[spec.n_embd])? {
+            return Ok(Held::Approximate(StandIn::Mean(mean)));
+        }
+        let mut matrix = |part: &str, dims: [usize; 2]| {
+            let exact_name = pack_names::matrix(layer, part, e, GgmlType::F32);
+            if let Some(exact) = loader.optional(&exact_name, &dims)? {
+                return Ok(exact);
+            }
+            for ty in GgmlType::vqs() {
+                let name = pack_names::matrix(layer, part, e, ty);
+                if let Some(coded) = loader.codes(&name, ty, &dims)? {
+                    return Ok(coded);
+                }
+            }
+            let expected = "the pack to hold it, coded, or the expert's mean output";
+            Err(loader.wrong(&exact_name, "no such tensor", expected))
+        };
+        let tensors = ExpertTensors {
+            gate_proj: matrix("ffn_gate", [spec.n_embd, spec.n_ff])?,
+            up_proj: matrix("ffn_up", [spec.n_embd, spec.n_ff])?,
+            down_proj: matrix("ffn_down", [spec.n_ff, spec.n_embd])?,
+        };
+        let coded = |tensor: &Tensor| matches!(tensor.ty(), GgmlType::Vq(_));
+        let exact =
+            ![&tensors.gate_proj, &tensors.up_proj, &tensors.down_proj].into_iter().any(coded);
+        Ok(match exact {
+            true => Held::Exact(tensors),
+            false => Held::Approximate(StandIn::Copy(tensors)),
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! The little linear algebra that fitting needs, on row-major matrices.
+
+use crate::quant::isa::multiversion;
+use crate::{Activations, GgmlType, Mat, Pool, matmul};
+
+/// `a bᵀ` of `a`, `[m, k]`, and `b`, `[n, k]`: `[m, n]`.
+pub(super) fn times_transposed(pool: &Pool, a: &[f32], b: &[f32], k: usize) -> Vec<f32> {
+    let n = b.len() / k;
+    let bytes: Vec<u8> = b.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let mut rows = Activations::new(k);
+    rows.set(a);
+    let mut out = vec![0.0; rows.rows() * n];
+    matmul(pool, Mat { ty: GgmlType::F32, rows: n, cols: k, bytes: &bytes }, &rows, &mut out);
+    out
+}
+
+/// The transpose of rows of `cols`.
+pub(super) fn transpose(a: &[f32], cols: usize) -> Vec<f32> {
+    let rows = a.len() / cols;
+    let mut out = vec![0.0; a.len()];
+    for (r, row) in a.chunks_exact(cols).enumerate() {
+        for (c, x) in row.iter().enumerate() {
+            out[c * rows + r] = *x;
+        }
+    }
+    out
+}
+
+/// `xᵀ y` of samples `x`, `[rows, m]`, and `y`, `[rows, n]`: `[m, n]`.
+pub(super) fn moments(pool: &Pool, x: &[f32], m: usize, y: &[f32], n: usize) -> Vec<f32> {
+    let rows = x.len() / m;
+    if rows == 0 {
+        return vec![0.0; m * n];
+    }
+    times_transposed(pool, &transpose(x, m), &transpose(y, n), rows)
+}
+
+/// Adds `share` of the mean of a square matrix's diagonal to it, or 1 where that is 0.
+pub(super) fn damp(a: &mut [f32], n: usize, share: f32) {
+    let mean = trace(a, n) / n as f32;
+    let add = if mean > 0.0 { share * mean } else { 1.0 };
+    (0..n).for_each(|i| a[i * n + i] += add);
+}
+
+/// The sum of a square matrix's diagonal.
+pub(super) fn trace(a: &[f32], n: usize) -> f32 {
+    (0..n).map(|i| a[i * n + i]).sum()
+}
+
+/// The lower `l` with `l lᵀ = a` for a symmetric positive definite `a`, `[n, n]`.
+pub(super) fn cholesky(a: &[f32], n: usize) -> Vec<f64> {
+    let mut l = vec![0.0; n * n];
+    for i in 0..n {
+        for j in 0..=i {
+            let (done, row) = l.split_at_mut(i * n);
+            let other = if i == j { &row[..j] } else { &done[j * n..][..j] };
+            let rest = f64::from(a[i * n + j]) - dot(&row[..j], other);
+            row[j] =
+                if i == j { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / done[j * n + j] };
+        }
+    }
+    l
+}
+
+/// Solves `x l lᵀ = b` for one row `b`, in place.
+pub(super) fn solve(l: &[f64], b: &mut [f64]) {
+    let n = b.len();
+    for i in 0..n {
+        b[i] = (b[i] - dot(&l[i * n..][..i], &b[..i])) / l[i * n + i];
+    }
+    for i in (0..n).rev() {
+        b[i] /= l[i * n + i];
+        let x = b[i];
+        b[..i].iter_mut().zip(&l[i * n..][..i]).for_each(|(b, l)| *b -= x * l);
+    }
+}
+
+multiversion! {
+    fn dot(a: &[f64], b: &[f64]) -> f64 {
+        let (a, a_rest) = a.as_chunks::<8>();
+        let (b, b_rest) = b.as_chunks::<8>();
+        let mut sums = [0.0; 8];
+        for (a, b) in a.iter().zip(b) {
+            for i in 0..8 {
+                sums[i] += a[i] * b[i];
+            }
+        }
+        let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+        sums.iter().sum::<f64>() + rest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a matrix that is nothing special.
+    fn noise(len: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0).powi(3)).collect()
+    }
+
+    #[test]
+    fn moments_are_sums_of_products() {
+        let (x, y) = (noise(5 * 32), noise(5 * 64));
+        let got = moments(&Pool::new(1), &x, 32, &y, 64);
+        for i in 0..32 {
+            for j in 0..64 {
+                let want: f32 = (0..5).map(|r| x[r * 32 + i] * y[r * 64 + j]).sum();
+                assert!((got[i * 64 + j] - want).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_factor_multiplies_back_and_solves() {
+        let n = 40;
+        let x = noise(3 * n * n);
+        let mut a = moments(&Pool::new(1), &x, n, &x, n);
+        damp(&mut a, n, 0.01);
+        let l = cholesky(&a, n);
+        for i in 0..n {
+            for j in 0..n {
+                let back: f64 = (0..n).map(|k| l[i * n + k] * l[j * n + k]).sum();
+                assert!((back - f64::from(a[i * n + j])).abs() < 1e-3, "{i} {j}");
+            }
+        }
+        let want: Vec<f64> = (0..n).map(|i| i as f64 - 3.0).collect();
+        let mut b: Vec<f64> =
+            (0..n).map(|j| (0..n).map(|i| want[i] * f64::from(a[i * n + j])).sum()).collect();
+        solve(&l, &mut b);
+        b.iter().zip(&want).for_each(|(b, want)| assert!((b - want).abs() < 1e-3, "{b} {want}"));
+    }
+}
