@@ -37,6 +37,24 @@ async fn split_engine(server: &LoopbackServer, here: f64) -> Arc<Engine> {
     engine
 }
 
+/// Ends a cut. A busy machine may have taken the link down besides: then it comes back first.
+async fn reconnect(engine: &Engine) {
+    engine.set_offline(false);
+    assert!(engine.wait_connected(Duration::from_secs(20)).await, "the server is up");
+}
+
+/// Settles all of a session, even if a busy machine makes an answer late.
+async fn settle(engine: &Engine, session: &mut Session) {
+    for _ in 0..10 {
+        reconnect(engine).await;
+        session.settle().await.expect("it settles");
+        if session.settled() == session.len() {
+            return;
+        }
+    }
+    panic!("{} of {} tokens are settled", session.settled(), session.len());
+}
+
 /// A session, and what a test must know of it.
 struct Timeline {
     engine: Arc<Engine>,
@@ -85,16 +103,25 @@ impl Timeline {
 
     /// Steps until everything that was said is settled; each heals at most `HEAL_ROWS` and adds one.
     async fn heal(&mut self) {
+        reconnect(&self.engine).await;
         let tail = self.session.len() - self.session.settled();
         // One step to learn that nothing is missing any more.
         let enough = 1 + tail.div_ceil(Session::HEAL_ROWS - 1);
-        for _ in 0..enough {
-            if self.is_settled() {
-                return;
+        let (mut steps, mut faults) = (0, 0);
+        while !self.is_settled() {
+            assert!(
+                steps < enough && faults < 10,
+                "a tail of {tail}: {steps} steps, {faults} faults"
+            );
+            match self.steps(1).await.remove(0).fault {
+                None => steps += 1,
+                // A late answer costs this step and the next, and what they add.
+                Some(_) => {
+                    (faults, steps) = (faults + 1, steps.saturating_sub(2));
+                    reconnect(&self.engine).await;
+                }
             }
-            self.steps(1).await;
         }
-        assert!(self.is_settled(), "a tail of {tail} is healed within {enough} steps");
     }
 
     /// Logits are those of the full model, and the divergence is what a naive replay says.
@@ -157,7 +184,7 @@ fn after_random_cuts_stepping_on_heals() {
             for (offline, online, pushed) in cuts {
                 engine.set_offline(true);
                 timeline.steps(offline).await;
-                engine.set_offline(false);
+                reconnect(&engine).await;
                 timeline.steps(online).await;
                 timeline.push(&pushed);
             }
@@ -166,8 +193,7 @@ fn after_random_cuts_stepping_on_heals() {
             timeline.heal().await;
             timeline.check(&whole).await;
             fork.advance().await.expect("a pass");
-            fork.settle().await.expect("it settles");
-            assert_eq!(fork.settled(), fork.len());
+            settle(&engine, &mut fork).await;
             let met = timeline.session.divergence().filter(|at| *at < fork.len());
             assert_eq!(fork.divergence(), met, "the fork said less, but nothing else");
             diverged.set(diverged.get() + u32::from(met.is_some()));
@@ -186,10 +212,11 @@ async fn a_step_that_is_dropped_while_it_heals_costs_nothing() {
     let mut timeline = Timeline::start(&engine, SamplerConfig::greedy());
     engine.set_offline(true);
     timeline.steps(20).await;
-    engine.set_offline(false);
+    reconnect(&engine).await;
     timeline.steps(2).await;
     let before = (timeline.session.settled(), timeline.session.tokens().collect::<Vec<_>>());
     for polls in [1, 2, 4] {
+        reconnect(&engine).await;
         assert!(polled(polls, timeline.session.step()).await.is_none(), "it has more layers");
         let after = (timeline.session.settled(), timeline.session.tokens().collect::<Vec<_>>());
         assert_eq!(after, before);
@@ -221,7 +248,7 @@ async fn batches_of_a_prompt_heal_too_and_are_no_larger_than_the_server_takes() 
     let mut timeline = Timeline::start(&engine, SamplerConfig::greedy());
     engine.set_offline(true);
     timeline.steps(30).await;
-    engine.set_offline(false);
+    reconnect(&engine).await;
     let settled = timeline.session.settled();
     let prompt: Vec<u32> = (0..100).map(|i| i * 37 % 4000).collect();
     timeline.push(&prompt);
@@ -233,7 +260,7 @@ async fn batches_of_a_prompt_heal_too_and_are_no_larger_than_the_server_takes() 
     // The pass is about what was pending: the last token that was said, and the prompt.
     assert_eq!(pass.rows(), prompt.len() + 1);
     assert_eq!(logits.len(), pass.rows() * engine.spec().n_vocab);
-    timeline.session.settle().await.expect("it settles");
+    settle(&engine, &mut timeline.session).await;
     timeline.push(&[0]);
     timeline.check(&whole).await;
 }
@@ -263,7 +290,6 @@ async fn a_divergence_goes_with_its_token() {
     engine.set_offline(true);
     timeline.steps(40).await;
     assert_eq!(timeline.session.divergence(), None, "nobody knows yet");
-    engine.set_offline(false);
     timeline.heal().await;
     let at = timeline.session.divergence().expect("forty tokens with a quarter of the experts");
 
@@ -278,7 +304,6 @@ async fn a_divergence_goes_with_its_token() {
     engine.set_offline(true);
     cut.push(&pushed).expect("it fits");
     cut.advance().await.expect("a pass");
-    engine.set_offline(false);
-    cut.settle().await.expect("it settles");
-    assert_eq!((cut.settled(), cut.divergence()), (cut.len(), None));
+    settle(&engine, &mut cut).await;
+    assert_eq!(cut.divergence(), None);
 }

@@ -65,6 +65,7 @@ async fn settling_that_is_dropped_half_way_loses_no_token() {
     engine.set_offline(true);
     steps(&mut session, 20).await;
     engine.set_offline(false);
+    assert!(engine.wait_connected(std::time::Duration::from_secs(5)).await, "the server is up");
     let before: Vec<u32> = session.tokens().collect();
     // It cannot end without an answer, and that has no time to come.
     let dropped = tokio::time::timeout(std::time::Duration::ZERO, session.settle()).await;
