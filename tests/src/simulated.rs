@@ -1,39 +1,37 @@
-//! The real client and the real server on a simulated network, in virtual time (turmoil).
+//! A device that writes while a script of faults happens, on the simulated network.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
+use outrigger::simulate::{Conditions, Network, ServerEvent, Timeline};
 use outrigger::{Budget, Dial, Elsewhere, Engine, EngineConfig, Token};
-use outrigger_server::{Compute, ExpertServer, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::Uri;
-use tonic::transport::server::{Connected, TcpConnectInfo};
-use turmoil::net::{TcpListener, TcpStream};
-use turmoil::{Builder, Sim};
+use tokio::time::Instant;
 
 use crate::{fixtures, greedy};
 
-const PORT: u16 = 7070;
 /// What a token may wait for the server, in simulated time.
 pub const DEADLINE: Duration = Duration::from_millis(300);
 /// Simulated time between two tokens: computing costs none.
 pub const PACE: Duration = Duration::from_millis(50);
+/// A good link.
+const GOOD: Conditions = Conditions {
+    round_trip: Duration::from_millis(4),
+    jitter: Duration::from_millis(1),
+    up: None,
+    down: None,
+    loss: 0.0,
+};
 
 /// Something that happens to the network or to the server.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// No message passes between the two.
     Partition,
-    /// Messages pass again.
+    /// Messages pass again, as at the start.
     Repair,
     /// Every message takes this long.
     Latency(Duration),
-    /// The server dies without a word.
+    /// The server dies.
     Crash,
     /// A server starts where the last one died, with this model.
     Restart(PathBuf),
@@ -62,160 +60,57 @@ pub struct Outcome {
 /// server, while `script` happens.
 pub fn run(seed: u64, length: Duration, script: &[(Duration, Event)]) -> Outcome {
     println!("seed {seed}");
-    let mut sim = Builder::new()
-        .rng_seed(seed)
-        .simulation_duration(length * 3 + Duration::from_secs(60))
-        .tick_duration(Duration::from_millis(1))
-        .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(4))
-        .tcp_capacity(4096)
-        .build();
-    let model = Arc::new(Mutex::new(fixtures::demo_model()));
-    let served = model.clone();
-    sim.host("server", move || serve(served.clone()));
-    let outcome = Arc::new(Mutex::new(None));
-    let result = outcome.clone();
-    sim.client("device", async move {
-        *result.lock().expect("not poisoned") = Some(generate(length).await?);
-        Ok(())
-    });
-    let mut script = script.iter();
-    let mut next = script.next();
-    loop {
-        while let Some((_, event)) = next.filter(|(at, _)| sim.elapsed() >= *at) {
-            apply(&mut sim, event, &model);
-            next = script.next();
-        }
-        if sim.step().expect("the simulation runs") {
-            break;
-        }
-    }
-    let mut outcome = outcome.lock().expect("not poisoned");
-    outcome.take().expect("the device finished")
+    let link = |event: &Event| match event {
+        Event::Partition => Some(None),
+        Event::Repair => Some(Some(GOOD)),
+        Event::Latency(latency) => Some(Some(Conditions { round_trip: 2 * *latency, ..GOOD })),
+        Event::Crash | Event::Restart(_) => None,
+    };
+    let server = |event: &Event| match event {
+        Event::Crash => Some(ServerEvent::Kill),
+        Event::Restart(model) => Some(ServerEvent::Start(model.clone())),
+        Event::Partition | Event::Repair | Event::Latency(_) => None,
+    };
+    let links = script.iter().filter_map(|(at, event)| Some((*at, link(event)?)));
+    let servers = script.iter().filter_map(|(at, event)| Some((*at, server(event)?)));
+    let network = Network {
+        seed,
+        link: Timeline::from_iter([(Duration::ZERO, Some(GOOD))].into_iter().chain(links)),
+        server: [(Duration::ZERO, ServerEvent::Start(fixtures::demo_model()))]
+            .into_iter()
+            .chain(servers)
+            .collect(),
+        threads: 1,
+    };
+    network.run(|dial| generate(dial, length)).expect("the server runs")
 }
 
-fn apply(sim: &mut Sim<'_>, event: &Event, model: &Mutex<PathBuf>) {
-    match event {
-        Event::Partition => sim.partition("device", "server"),
-        Event::Repair => sim.repair("device", "server"),
-        Event::Latency(latency) => sim.set_link_latency("device", "server", *latency),
-        Event::Crash => sim.crash("server"),
-        Event::Restart(with) => {
-            *model.lock().expect("not poisoned") = with.clone();
-            sim.bounce("server");
-        }
-    }
-}
-
-async fn generate(length: Duration) -> turmoil::Result<Outcome> {
+async fn generate(dial: Dial, length: Duration) -> Outcome {
+    let epoch = Instant::now();
     let mut config = EngineConfig::new(fixtures::demo_model());
-    config.servers = vec![format!("http://server:{PORT}")];
+    config.servers = vec![Network::SERVER.to_owned()];
     config.expert_cache = Budget::Fraction(0.25);
     config.elsewhere = Elsewhere::Absent;
     config.deadline = DEADLINE;
     config.threads = 1;
-    config.dial = Dial::new(|endpoint| endpoint.connect_with_connector_lazy(Connector));
-    let engine = Engine::open(config).await?;
+    config.dial = dial;
+    let engine = Engine::open(config).await.expect("the model opens");
     let mut session = greedy(&engine);
-    session.push_text("It was a dark and stormy night")?;
+    session.push_text("It was a dark and stormy night").expect("it fits");
     let mut tokens = Vec::new();
-    while turmoil::elapsed() < length {
-        let asked = turmoil::elapsed();
-        tokens.push(Observed { asked, token: session.step().await? });
+    while epoch.elapsed() < length {
+        let asked = epoch.elapsed();
+        tokens.push(Observed { asked, token: session.step().await.expect("it goes on") });
         tokio::time::sleep(PACE).await;
     }
     let mut settled_logits = Vec::new();
     if engine.wait_connected(Duration::from_secs(5)).await {
-        session.settle().await?;
+        session.settle().await.expect("it settles");
         // The last token is pending: nothing was computed for it yet.
         if session.settled() + 1 == session.len() {
             settled_logits = session.logits().to_vec();
         }
     }
     let ids = session.tokens().collect();
-    Ok(Outcome { tokens, settled_logits, ids })
-}
-
-async fn serve(model: Arc<Mutex<PathBuf>>) -> turmoil::Result {
-    let model = model.lock().expect("not poisoned").clone();
-    let config =
-        ServerConfig { model, threads: 1, compute: Compute::Inline, ..ServerConfig::default() };
-    let server = ExpertServer::open(config)?;
-    let listener = TcpListener::bind((IpAddr::from(Ipv4Addr::UNSPECIFIED), PORT)).await?;
-    let (send, receive) = tokio::sync::mpsc::channel(16);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            if send.send(Ok::<_, std::io::Error>(Accepted(stream))).await.is_err() {
-                return;
-            }
-        }
-    });
-    let incoming = tokio_stream::wrappers::ReceiverStream::new(receive);
-    server.serve(incoming, None, std::future::pending()).await?;
-    Ok(())
-}
-
-/// Connects through the simulated network.
-#[derive(Clone)]
-struct Connector;
-
-impl tower::Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
-    type Error = std::io::Error;
-    type Future = Pin<Box<dyn Future<Output = std::io::Result<TokioIo<TcpStream>>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        Box::pin(async move {
-            let host = uri.host().unwrap_or_default().to_owned();
-            let stream =
-                TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(PORT))).await?;
-            Ok(TokioIo::new(stream))
-        })
-    }
-}
-
-/// A simulated connection, as tonic wants it.
-struct Accepted(TcpStream);
-
-impl Connected for Accepted {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo {
-            local_addr: self.0.local_addr().ok(),
-            remote_addr: self.0.peer_addr().ok(),
-        }
-    }
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
+    Outcome { tokens, settled_logits, ids }
 }

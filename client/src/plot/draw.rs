@@ -61,10 +61,11 @@ fn draw_marks(figure: &Figure, x_range: (f64, f64), top: f32, plot: f32, scene: 
     for mark in &figure.marks {
         let x = place_x(&figure.x, x_range, mark.at);
         let width = font::width(&mark.label, SMALL);
-        // A name that has no room is left out rather than written over another.
-        if x - width / 2.0 >= free {
-            scene.text(x, top + 4.0, SMALL, Anchor::Middle, INK, &mark.label);
-            free = x + width / 2.0 + 8.0;
+        // A name without room around its line begins at it; without any room it is left out.
+        let start = if x - width / 2.0 >= free { x - width / 2.0 } else { x };
+        if start >= free {
+            scene.text(start, top + 4.0, SMALL, Anchor::Start, INK, &mark.label);
+            free = start + width + 6.0;
         }
         for index in 0..figure.panels.len() {
             let y = top + HEAD + index as f32 * (HEAD + plot);

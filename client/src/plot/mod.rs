@@ -224,3 +224,34 @@ impl Figure {
         draw::scene(self).png()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_files_show_the_same_figure() {
+        let series = vec![Series::between("a < b", BLUE, vec![(0.0, 0.0, 1.0), (1.0, 0.5, 1.0)])];
+        let bands = vec![Band { from: 0.0, to: 1.0, label: "cut".to_owned(), shade: GREY }];
+        let marks = vec![Mark { at: 0.5, label: "now".to_owned() }];
+        let panels = vec![Panel { title: "y".to_owned(), series, ..Panel::default() }];
+        let figure = Figure { title: "t".to_owned(), bands, marks, panels, ..Figure::default() };
+        let svg = figure.svg();
+        for part in ["a &lt; b", ">cut</text>", ">now</text>", "#0072b2", "viewBox=\"0 0 1080 "] {
+            assert!(svg.contains(part), "{part}: {svg}");
+        }
+        let png = tiny_skia::Pixmap::decode_png(&figure.png().expect("it is small"));
+        let png = png.expect("it is a PNG");
+        assert_eq!(png.width(), 2160);
+        // In the middle of the area, well below its upper edge.
+        let pixel = png.pixel(1000, png.height() / 2).expect("it is within");
+        assert_eq!((pixel.red(), pixel.green(), pixel.blue()), (0x00, 0x72, 0xb2));
+    }
+
+    #[test]
+    fn a_figure_of_nothing_is_drawn() {
+        let figure = Figure { panels: vec![Panel::default()], ..Figure::default() };
+        assert!(figure.svg().ends_with("</svg>\n"));
+        assert!(figure.png().is_ok());
+    }
+}

@@ -75,7 +75,7 @@ pub(super) fn sweep(title: &str, points: &[Point]) -> Figure {
     };
     Figure {
         title: format!("{title}: offline, by what is resident"),
-        subtitle: "The same text without a server, against the full model".to_owned(),
+        subtitle: "The second half of the text, without a server; the first half was connected and warmed the cache".to_owned(),
         x: Axis::new("experts on the device, % of their bytes"),
         panels: vec![
             panel("Perplexity, times the full model's", Axis::new("").log(), &|p| p.ppl_ratio),
@@ -213,33 +213,45 @@ fn bytes(rows: &[Row]) -> Panel {
     }
 }
 
+/// A place where routed calls run.
+struct Place {
+    name: &'static str,
+    colour: Colour,
+    calls: fn(&Row) -> u64,
+}
+
+const PLACES: [Place; 5] = [
+    Place { name: "here", colour: BLUE, calls: |row| row.tally.local },
+    Place { name: "on the server", colour: SKY, calls: |row| row.tally.remote },
+    Place { name: "a stand-in here", colour: GREEN, calls: |row| row.tally.standin },
+    Place { name: "another expert here", colour: ORANGE, calls: replaced },
+    Place {
+        name: "nowhere",
+        colour: VERMILION,
+        calls: |row| row.tally.missing - row.tally.standin - replaced(row),
+    },
+];
+
 /// Where the routed calls ran, stacked, as shares of all.
 fn calls(rows: &[Row]) -> Panel {
-    let kinds: [(&str, Colour, fn(&Row) -> u64); 5] = [
-        ("here", BLUE, |row| row.tally.local),
-        ("on the server", SKY, |row| row.tally.remote),
-        ("a stand-in here", GREEN, |row| row.tally.standin),
-        ("another expert here", ORANGE, replaced),
-        ("nowhere", VERMILION, |row| row.tally.missing - row.tally.standin - replaced(row)),
-    ];
-    let share = |row: &Row, kinds: &[(&str, Colour, fn(&Row) -> u64)]| {
+    let share = |row: &Row, places: &[Place]| {
         let all = row.tally.local + row.tally.remote + row.tally.missing;
-        let some: u64 = kinds.iter().map(|kind| (kind.2)(row)).sum();
+        let some: u64 = places.iter().map(|place| (place.calls)(row)).sum();
         some as f64 / all.max(1) as f64
     };
-    let band = |kind: usize| {
-        let (label, colour, _) = kinds[kind];
+    let area = |index: usize| {
         let edges = |row: &Row| {
-            let (low, high) = (share(row, &kinds[..kind]), share(row, &kinds[..=kind]));
+            let (low, high) = (share(row, &PLACES[..index]), share(row, &PLACES[..=index]));
             spans(row).map(|time| (time, low, high))
         };
-        Series::between(label, colour, rows.iter().flat_map(edges).collect())
+        let Place { name, colour, .. } = PLACES[index];
+        Series::between(name, colour, rows.iter().flat_map(edges).collect())
     };
-    let any = |kind: &usize| rows.iter().any(|row| (kinds[*kind].2)(row) > 0);
+    let any = |index: &usize| rows.iter().any(|row| (PLACES[*index].calls)(row) > 0);
     Panel {
         title: "Where the routed experts ran, share of calls".to_owned(),
         y: Axis::new("").from(0.0).to(1.0),
-        series: (0..kinds.len()).filter(any).map(band).collect(),
+        series: (0..PLACES.len()).filter(any).map(area).collect(),
     }
 }
 

@@ -81,7 +81,7 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] crate::Error),
     /// The server cannot go on.
-    #[error("the simulated server: {0}")]
+    #[error("the simulated server")]
     Server(#[from] outrigger_server::Error),
     /// A plot cannot be drawn.
     #[error(transparent)]

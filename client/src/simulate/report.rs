@@ -56,6 +56,8 @@ pub struct Run {
     pub rows: Vec<Row>,
     /// What the device wrote, a prompt included.
     pub text: String,
+    /// [`Session::divergence`](crate::Session::divergence) at the end.
+    pub divergence: Option<usize>,
 }
 
 /// A run in a few figures.
@@ -91,6 +93,8 @@ pub struct Summary {
     pub top1: f64,
     /// Mean expected acceptance.
     pub acceptance: f64,
+    /// The first position at which the full model would have said something else, as far as rows were settled.
+    pub divergence: Option<usize>,
     /// All calls and bytes.
     pub tally: Tally,
     /// What the device wrote, a prompt included.
@@ -131,6 +135,7 @@ impl Run {
             kl: mean(rows, |row| row.distance.kl),
             top1: mean(rows, |row| f64::from(u8::from(row.distance.top1))),
             acceptance: mean(rows, |row| row.distance.acceptance),
+            divergence: self.divergence,
             tally,
             text: self.text.clone(),
         }

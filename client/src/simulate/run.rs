@@ -29,7 +29,8 @@ pub fn run(scenario: &Scenario, mut seen: impl FnMut(&Row) + Send) -> Result<Run
             rows.push(row);
         }
         let text = life.engine.tokenizer().decode(&life.session.tokens().collect::<Vec<_>>());
-        Ok(Run { scenario: scenario.clone(), rows, text })
+        let divergence = life.session.divergence();
+        Ok(Run { scenario: scenario.clone(), rows, text, divergence })
     })?
 }
 
