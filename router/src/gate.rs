@@ -115,19 +115,11 @@ impl Gate {
     /// If `logits` is not whole rows, or the gate would not pass [`check`](Gate::check).
     pub fn route(&self, logits: &[f32]) -> Routing {
         let mut routing = Routing::default();
-        self.route_into(logits, &mut routing);
+        self.route_with(logits, None, &mut routing);
         routing
     }
 
-    /// [`route`](Gate::route) into buffers that are used again.
-    ///
-    /// # Panics
-    /// As [`route`](Gate::route).
-    pub fn route_into(&self, logits: &[f32], out: &mut Routing) {
-        self.route_with(logits, None, out);
-    }
-
-    /// [`route_into`](Gate::route_into), with a prior if there is one.
+    /// [`route`](Gate::route) into buffers that are used again, with a prior if there is one.
     ///
     /// A prior's strength is measured in the row's logits or, where the model has a selection bias,
     /// in the keys that selection compares. A strength that is not above 0 is no prior.

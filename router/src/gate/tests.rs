@@ -156,7 +156,7 @@ proptest! {
     #[test]
     fn buffers_do_not_remember(gate in gates(32), other in gates(16), row in logits(32)) {
         let mut reused = other.route(&row);
-        gate.route_into(&row, &mut reused);
+        gate.route_with(&row, None, &mut reused);
         prop_assert_eq!(reused, gate.route(&row));
     }
 
