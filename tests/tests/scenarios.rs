@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use outrigger::simulate::{CUT, Row, Run, Scenario, run};
-use outrigger_tests::fixtures::repository;
+use outrigger::simulate::{CUT, Input, Row, Run, Scenario, run, sweep, write_sweep};
+use outrigger_tests::fixtures::{repository, tiny_model};
 
 /// What the clock's ticks add to a deadline.
 const TICKS: Duration = Duration::from_millis(5);
@@ -137,13 +137,21 @@ fn the_same_seed_gives_the_same_files_and_another_one_others() {
 }
 
 #[test]
+fn a_device_with_another_models_file_is_refused() {
+    let mut scenario = scenario("flight");
+    scenario.device.pack = Some(tiny_model("qwen3moe"));
+    let error = run(&scenario, |_| ()).expect_err("it is another model").to_string();
+    assert!(error.contains("qwen3moe") && error.contains("demo.gguf"), "{error}");
+}
+
+#[test]
 fn a_sweep_compares_policies_at_each_budget() {
     let mut scenario = scenario("train-tunnels");
-    let outrigger::simulate::Input::Text(text) = &mut scenario.input else { panic!("a text") };
+    let Input::Text(text) = &mut scenario.input else { panic!("a text") };
     let end = text.char_indices().nth(600).expect("it is long").0;
     text.truncate(end);
-    let sweep = "cache=25%,100%".parse().expect("it is well formed");
-    let points = outrigger::simulate::sweep(&scenario, &sweep, |_| ()).expect("it goes on");
+    let budgets = "cache=25%,100%".parse().expect("it is well formed");
+    let points = sweep(&scenario, &budgets, |_| ()).expect("it goes on");
     assert_eq!(points.len(), 6);
     for point in &points {
         let whole = point.cache == 1.0;
@@ -153,7 +161,7 @@ fn a_sweep_compares_policies_at_each_budget() {
         assert!(point.acceptance < 1.0 || whole, "{point:?}");
     }
     let directory = tempfile::tempdir().expect("a directory");
-    outrigger::simulate::write_sweep(&scenario, &points, directory.path()).expect("it is written");
+    write_sweep(&scenario, &points, directory.path()).expect("it is written");
     for file in ["sweep.csv", "sweep.svg", "sweep.png"] {
         assert!(directory.path().join(file).metadata().expect("it was written").len() > 100);
     }

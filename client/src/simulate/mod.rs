@@ -77,6 +77,18 @@ pub enum Error {
     /// A sweep needs the same text at every point.
     #[error("input.prompt: a sweep compares one text, expected input.text or input.file")]
     NoText,
+    /// The device's pack was made from another model.
+    #[error(
+        "{}: found another model's pack, expected one that was made from {}",
+        pack.display(),
+        model.display()
+    )]
+    Pack {
+        /// The pack.
+        pack: PathBuf,
+        /// The scenario's model.
+        model: PathBuf,
+    },
     /// The device cannot go on.
     #[error(transparent)]
     Device(#[from] crate::Error),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, sleep};
 
-use super::Result;
 use super::report::{Row, Run};
 use super::scenario::{Input, Scenario};
+use super::{Error, Result};
 use crate::config::{Dial, EngineConfig};
 use crate::engine::Engine;
 use crate::pass::Tally;
@@ -18,7 +18,7 @@ use crate::session::Session;
 /// speed, clock or entropy.
 ///
 /// # Errors
-/// A model that cannot be used.
+/// A model that cannot be used, or a pack of another.
 pub fn run(scenario: &Scenario, mut seen: impl FnMut(&Row) + Send) -> Result<Run> {
     scenario.network().run(|dial| async move {
         let mut life = Life::begin(scenario, dial).await?;
@@ -58,6 +58,12 @@ impl Life<'_> {
     pub(super) async fn begin(scenario: &Scenario, dial: Dial) -> Result<Life<'_>> {
         let epoch = Instant::now();
         let engine = Engine::open(scenario.engine(dial)).await?;
+        let full = Engine::open(EngineConfig::new(&scenario.model)).await?;
+        if let Some(pack) = &scenario.device.pack
+            && engine.fingerprint() != full.fingerprint()
+        {
+            return Err(Error::Pack { pack: pack.clone(), model: scenario.model.clone() });
+        }
         let mut session = engine.session(SamplerConfig {
             temperature: scenario.device.temperature,
             seed: scenario.seed,
@@ -71,7 +77,6 @@ impl Life<'_> {
             Input::Text(text) => Some(engine.tokenizer().encode(text, true, true)),
             Input::File(_) => unreachable!("a scenario that was read has its text"),
         };
-        let full = Engine::open(EngineConfig::new(&scenario.model)).await?;
         let full = full.session(SamplerConfig::greedy())?;
         Ok(Life { scenario, engine, session, full, text, epoch })
     }

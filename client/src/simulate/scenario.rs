@@ -54,6 +54,10 @@ pub struct Device {
     /// Memory for experts, `40%` or `2GiB`.
     #[serde(deserialize_with = "parsed")]
     pub expert_cache: Budget,
+    /// The pack that it runs instead of the model, relative to the scenario's file.
+    pub pack: Option<PathBuf>,
+    /// The pack whose approximations stand in for experts that can run nowhere, relative to the scenario's file.
+    pub standins: Option<PathBuf>,
     /// How to go on without an expert.
     #[serde(default = "reroute", deserialize_with = "parsed")]
     pub policy: Policy,
@@ -159,7 +163,10 @@ impl Scenario {
             .map_err(|source| Error::Toml { path: path.to_owned(), source: Box::new(source) })?;
         scenario.check(path)?;
         let beside = |file: &Path| path.parent().unwrap_or(Path::new("")).join(file);
-        scenario.model = beside(&scenario.model);
+        let Device { pack, standins, .. } = &mut scenario.device;
+        for file in [&mut scenario.model].into_iter().chain(pack).chain(standins) {
+            *file = beside(file);
+        }
         if let Input::File(file) = &scenario.input {
             let path = beside(file);
             let text =
@@ -236,7 +243,8 @@ impl Scenario {
 
     /// The engine's configuration on the simulated device.
     pub(super) fn engine(&self, dial: Dial) -> EngineConfig {
-        let mut config = EngineConfig::new(&self.model);
+        let mut config = EngineConfig::new(self.device.pack.as_ref().unwrap_or(&self.model));
+        config.standins.clone_from(&self.device.standins);
         config.servers = vec![Network::SERVER.to_owned()];
         config.expert_cache = self.device.expert_cache;
         config.elsewhere = Elsewhere::Absent;
