@@ -107,7 +107,7 @@ pub struct EngineConfig {
     /// itself a pack brings its own.
     pub standins: Option<PathBuf>,
     /// How far experts on the device are favoured over what the gate chooses, as a fraction of the range of a row's
-    /// router logits (arXiv 2412.00099). 0, the default, leaves the model's choice alone.
+    /// router logits (arXiv 2412.00099), while no server is up. 0, the default, leaves the model's choice alone.
     pub prior: f32,
     /// Encoding of the servers' sums.
     pub reply: Reply,

@@ -92,7 +92,8 @@ impl Moe<'_> {
 
     fn route(&mut self) {
         let engine = self.engine;
-        let strength = engine.config.prior;
+        // Connected, the model's own choice is to be had.
+        let strength = if engine.fleet.any_up() { 0.0 } else { engine.config.prior };
         let mut resident = Vec::new();
         if strength > 0.0 {
             engine.residency(self.layer, &mut self.scratch.residency);
@@ -148,7 +149,9 @@ impl Moe<'_> {
 
     /// Runs what a prior put in place of the model's own choice. It does not count into coverage.
     fn run_favoured(&mut self) -> Result<()> {
-        let (ran, _) = self.run_here(&favoured(&self.scratch.routing))?;
+        let favoured = favoured(&self.scratch.routing);
+        let (ran, _) = self.run_here(&favoured)?;
+        self.pass.tally.missing += calls(&favoured);
         self.pass.tally.substituted += calls(&ran);
         Ok(())
     }

@@ -55,7 +55,8 @@ pub(crate) struct PlacementArgs {
     /// one is made at first and kept
     #[arg(long, value_name = "PCT|SIZE|FILE")]
     standins: Option<StandIns>,
-    /// Favour experts on the device over the model's choice, by this fraction of the router's range; 0 never
+    /// While no server is up, favour experts in memory over the model's choice, by this fraction of the router's
+    /// range; 0 never
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = fraction)]
     prior: f32,
     /// Longest wait for servers within one token, in milliseconds
