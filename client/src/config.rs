@@ -118,6 +118,8 @@ pub struct EngineConfig {
     /// The longest that one decoded token may wait for servers, over all its layers. A batch of rows waits longer
     /// in proportion: see [`EngineConfig::patience`].
     pub deadline: Duration,
+    /// Where to record what the gate chooses, for replay: see [`trace`](crate::trace). It replaces what is there.
+    pub trace: Option<PathBuf>,
     /// How connections are made.
     pub dial: Dial,
 }
@@ -139,6 +141,7 @@ impl EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             context: None,
             deadline: Duration::from_secs(1),
+            trace: None,
             dial: Dial::default(),
         }
     }

@@ -17,6 +17,7 @@ use crate::session::Session;
 use crate::sizes::Sizes;
 use crate::standins;
 use crate::text::{ChatTemplate, Tokenizer};
+use crate::trace::Recorder;
 use crate::trunk::Trunk;
 
 /// A model that is ready to run: weights mapped, experts cached, servers tended to.
@@ -30,6 +31,7 @@ pub struct Engine {
     pub(crate) gate: Gate,
     pub(crate) trunk: Trunk,
     pub(crate) pool: Pool,
+    pub(crate) trace: Option<Recorder>,
     tokenizer: Tokenizer,
     template: ChatTemplate,
     context: usize,
@@ -57,6 +59,8 @@ impl Engine {
         let fleet = Fleet::open(&config, identity)?;
         let standins = standins::open(&model, config.standins.as_deref())?;
         let store = ExpertStore::open(model.clone(), config.expert_cache, config.elsewhere)?;
+        let trace =
+            config.trace.as_deref().map(|path| Recorder::create(path, &model)).transpose()?;
         let engine = Engine {
             gate: gate(spec),
             trunk: Trunk::new(&model),
@@ -66,6 +70,7 @@ impl Engine {
             context,
             standins,
             store,
+            trace,
             fleet,
             model,
             config,

@@ -45,6 +45,16 @@ pub enum Error {
         /// What would do.
         expected: String,
     },
+    /// A file is no routing trace.
+    #[error("{}: found {found}, expected {expected}", path.display())]
+    Trace {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What it has, and where.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
     /// The texts that a pack's experts are fitted to are too short.
     #[error("calibration texts of {found} tokens, expected at least {expected}")]
     Calibration {

@@ -39,6 +39,7 @@ pub mod simulate;
 mod sizes;
 mod standins;
 pub mod text;
+pub mod trace;
 mod trunk;
 
 pub use config::{Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};

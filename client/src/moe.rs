@@ -55,6 +55,9 @@ impl Moe<'_> {
     /// [`Error::Missing`] where the configuration says to fail rather than degrade.
     pub(crate) async fn run(mut self, x: &mut [f32]) -> Result<()> {
         self.route();
+        if let Some(trace) = &self.engine.trace {
+            trace.record(self.layer, &self.scratch.routing)?;
+        }
         let mut work = group(&self.scratch.routing);
         let mut missing = Vec::new();
         let mut failed = Vec::new();

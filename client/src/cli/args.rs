@@ -65,6 +65,9 @@ pub(crate) struct PlacementArgs {
     /// Encoding of the servers' sums: exact, f32 (two thirds of the bytes) or f16 (a third)
     #[arg(long, value_name = "exact|f32|f16", default_value = "exact")]
     reply: Reply,
+    /// Record what the gate chooses to FILE, for `outrigger replay`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// How the next token is chosen.
@@ -136,6 +139,7 @@ impl PlacementArgs {
         config.policy = self.policy;
         config.deadline = Duration::from_millis(self.deadline);
         config.reply = self.reply;
+        config.trace = self.trace.clone();
         compute.apply(&mut config);
         Ok(config)
     }

@@ -121,6 +121,11 @@ impl Eval {
             None => None,
         };
         let texts = self.texts(&first)?;
+        ensure!(
+            config.trace.is_none() || texts.len() == 1,
+            "--trace: found {} texts, expected one: each is read with an expert cache of its own",
+            texts.len()
+        );
         let reading = self.reading(&first, &texts)?;
         let mut logits_file = self.save_logits.as_deref().map(LogitsFile::create).transpose()?;
         let progress = bar(texts.iter().map(|text| text.tokens.len() as u64).sum(), "tokens");
