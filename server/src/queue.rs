@@ -144,8 +144,7 @@ impl Shared {
 
     /// Returns with jobs, or without when the queue is closed.
     fn wait_for_jobs(&self) -> MutexGuard<'_, State> {
-        let spin_until = Instant::now()
-            + std::env::var("SPIN").map_or(SPIN, |s| Duration::from_micros(s.parse().unwrap()));
+        let spin_until = Instant::now() + SPIN;
         while self.jobs.load(Ordering::Acquire) == 0 && Instant::now() < spin_until {
             thread::yield_now();
         }

@@ -44,6 +44,7 @@ pub(crate) fn config(model: &Path) -> ServerConfig {
 
 /// A server in this process, and a client that is connected to it.
 pub(crate) struct Running {
+    pub(crate) url: String,
     pub(crate) client: ExpertsClient<Channel>,
     pub(crate) channel: Channel,
     stop: oneshot::Sender<()>,
@@ -58,10 +59,14 @@ pub(crate) async fn start(config: ServerConfig) -> Running {
     let served = tokio::spawn(server.serve(incoming, None, async {
         let _ = stopped.await;
     }));
-    let channel =
-        Endpoint::from_shared(url).unwrap().timeout(LONG).connect().await.expect("connects");
+    let channel = Endpoint::from_shared(url.clone())
+        .unwrap()
+        .timeout(LONG)
+        .connect()
+        .await
+        .expect("connects");
     let client = ExpertsClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-    Running { client, channel, stop, served }
+    Running { url, client, channel, stop, served }
 }
 
 impl Running {

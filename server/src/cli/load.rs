@@ -1,0 +1,135 @@
+//! `outrigger-server load`: devices that decode, simulated, and how the server bears them.
+
+mod device;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use outrigger_proto::v1::DescribeRequest;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use device::{Device, Dial, Tally, Work};
+
+/// Load a server like devices that decode, and measure it
+///
+/// Each device has a connection of its own, and asks for the experts of one row in one layer after another: a random
+/// choice among those that the server holds. It asks again as soon as it is answered; one that is sent away comes back
+/// when it is told to.
+#[derive(Debug, Args)]
+pub(crate) struct Load {
+    /// The server, host:port or http(s)://host:port
+    #[arg(long, value_name = "URL")]
+    server: String,
+    /// Devices at a time; one step for each number
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,8,32,128",
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    devices: Vec<u32>,
+    /// How long each step is measured
+    #[arg(long, value_name = "S", default_value = "10", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// How long each step runs before it is measured
+    #[arg(long, value_name = "S", default_value = "1")]
+    warm_up: u64,
+    /// Experts that a row is routed to in each layer
+    #[arg(short = 'k', long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..))]
+    top_k: u16,
+    /// Certificate authority (PEM) for an https server [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Seed of what is asked for
+    #[arg(short, long, value_name = "N", default_value = "0")]
+    seed: u64,
+    /// A JSON object a step
+    #[arg(long)]
+    json: bool,
+}
+
+/// What one step came to.
+#[derive(Debug, Serialize)]
+struct Step {
+    devices: u32,
+    /// Rows times experts that were answered, a second.
+    rows_per_s: f64,
+    /// Of the calls that were answered.
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Calls that were sent away with a time to return.
+    shed: u64,
+    /// Calls that failed otherwise.
+    errors: u64,
+}
+
+impl Load {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        super::start_logs(false);
+        let dial = Dial::new(&self.server, self.tls_ca.as_deref())?;
+        let no_answer = || format!("{} does not answer", self.server);
+        let mut client = dial.connect().await.with_context(no_answer)?;
+        let described = client.describe(DescribeRequest {}).await.with_context(no_answer)?;
+        let work = Work::of(described.get_ref(), self.top_k, self.seed)?;
+        if !self.json {
+            println!("devices       rows/s    p50 ms    p99 ms      shed    errors");
+        }
+        for &devices in &self.devices {
+            let step = self.step(&dial, &work, devices).await?;
+            match self.json {
+                true => println!("{}", serde_json::to_string(&step)?),
+                false => println!(
+                    "{:>7} {:>12.1} {:>9.2} {:>9.2} {:>9} {:>9}",
+                    step.devices, step.rows_per_s, step.p50_ms, step.p99_ms, step.shed, step.errors
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&self, dial: &Dial, work: &Work, devices: u32) -> anyhow::Result<Step> {
+        // Connections first, so that no device waits in a queue for others to connect.
+        let mut ready = Vec::new();
+        for number in 0..devices {
+            let client = dial.connect().await.with_context(|| {
+                format!("device {} of {devices} cannot connect to {}", number + 1, self.server)
+            })?;
+            ready.push(Device::new(client, work.clone(), self.seed, number));
+        }
+        let from = Instant::now() + Duration::from_secs(self.warm_up);
+        let until = from + Duration::from_secs(self.seconds);
+        let mut running = JoinSet::new();
+        for device in ready {
+            running.spawn(device.run(from, until));
+        }
+        let mut all = Tally::default();
+        while let Some(tally) = running.join_next().await {
+            all.add(tally.context("a device panicked")?);
+        }
+        if let Some(error) = &all.last_error {
+            tracing::warn!("{devices} devices: {} calls failed, as with: {error}", all.errors);
+        }
+        Ok(all.step(devices, self.seconds))
+    }
+}
+
+impl Tally {
+    fn step(mut self, devices: u32, seconds: u64) -> Step {
+        self.latencies.sort_unstable();
+        Step {
+            devices,
+            rows_per_s: self.rows as f64 / seconds as f64,
+            p50_ms: self.percentile_ms(50),
+            p99_ms: self.percentile_ms(99),
+            shed: self.shed,
+            errors: self.errors,
+        }
+    }
+
+    /// Nearest rank, of sorted latencies; 0 if there are none.
+    fn percentile_ms(&self, percent: usize) -> f64 {
+        let rank = (self.latencies.len() * percent).div_ceil(100);
+        let latency = self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or_default();
+        latency.as_secs_f64() * 1e3
+    }
+}

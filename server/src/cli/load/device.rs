@@ -1,0 +1,224 @@
+//! One simulated device: a connection, random routings, and what became of them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use outrigger_experts::{ActFormat, Activations};
+use outrigger_proto::encoding::{encode_f16, encode_f32, encode_q8_0, encode_q8_k};
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeResponse, Encoding, ForwardRequest, Group, Held};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::Status;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+/// A device whose call failed waits so long before the next.
+const AFTER_ERROR: Duration = Duration::from_millis(100);
+/// How long a connection may take to open.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How devices reach the server.
+pub(super) struct Dial(Endpoint);
+
+impl Dial {
+    pub(super) fn new(server: &str, tls_ca: Option<&Path>) -> anyhow::Result<Dial> {
+        let url =
+            if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+        let https = url.starts_with("https:");
+        let endpoint = Endpoint::from_shared(url)
+            .with_context(|| format!("--server {server} is no address"))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true);
+        if !https {
+            return Ok(Dial(endpoint));
+        }
+        let tls = match tls_ca {
+            Some(path) => ClientTlsConfig::new()
+                .ca_certificate(Certificate::from_pem(crate::cli::read(path)?)),
+            None => ClientTlsConfig::new().with_enabled_roots(),
+        };
+        Ok(Dial(endpoint.tls_config(tls)?))
+    }
+
+    pub(super) async fn connect(&self) -> anyhow::Result<ExpertsClient<Channel>> {
+        Ok(ExpertsClient::new(self.0.connect().await?))
+    }
+}
+
+/// What there is to ask for.
+#[derive(Clone)]
+pub(super) struct Work {
+    fingerprint: Bytes,
+    encoding: Encoding,
+    /// One row.
+    activations: Bytes,
+    /// The experts held of each layer that has any, by ascending layer.
+    layers: Arc<Vec<(u32, Vec<u32>)>>,
+    top_k: usize,
+}
+
+impl Work {
+    /// # Errors
+    /// A server that holds nothing, or takes no encoding that is known here.
+    pub(super) fn of(server: &DescribeResponse, top_k: u16, seed: u64) -> anyhow::Result<Work> {
+        let layers: Vec<_> = (0..server.layers)
+            .map(|layer| (layer, held(&server.held, layer, server.experts)))
+            .filter(|(_, experts)| !experts.is_empty())
+            .collect();
+        ensure!(!layers.is_empty(), "the server holds no experts");
+        let encoding = server.up().next().context("the server takes no encoding")?;
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let row: Vec<f32> =
+            (0..server.width).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).collect();
+        Ok(Work {
+            fingerprint: server.fingerprint.clone(),
+            encoding,
+            activations: encode(&row, encoding)?,
+            layers: Arc::new(layers),
+            top_k: top_k.into(),
+        })
+    }
+
+    /// One row of a layer, to as many of `experts` as a row is routed to.
+    fn request(&self, layer: u32, experts: &[u32], random: &mut ChaCha8Rng) -> ForwardRequest {
+        let mut experts = experts.to_vec();
+        let used = self.top_k.min(experts.len());
+        for k in 0..used {
+            let other = k + random.next_u32() as usize % (experts.len() - k);
+            experts.swap(k, other);
+        }
+        experts.truncate(used);
+        experts.sort_unstable();
+        let weight = 1.0 / used as f32;
+        let group = |expert| Group { expert, rows: vec![0], weights: vec![weight] };
+        ForwardRequest {
+            request_id: random.next_u64(),
+            fingerprint: self.fingerprint.clone(),
+            layer,
+            rows: 1,
+            encoding: self.encoding.into(),
+            activations: self.activations.clone(),
+            groups: experts.into_iter().map(group).collect(),
+            reply: Encoding::F48.into(),
+        }
+    }
+}
+
+/// The experts of a layer that any block covers, ascending.
+fn held(blocks: &[Held], layer: u32, experts: u32) -> Vec<u32> {
+    let covers = |block: &Held, expert| {
+        (block.first_layer..=block.last_layer).contains(&layer)
+            && (block.first_expert..=block.last_expert).contains(&expert)
+    };
+    (0..experts).filter(|&expert| blocks.iter().any(|block| covers(block, expert))).collect()
+}
+
+fn encode(row: &[f32], encoding: Encoding) -> anyhow::Result<Bytes> {
+    let mut x = Activations::new(row.len());
+    x.set(row);
+    Ok(match encoding {
+        Encoding::Q80 => {
+            x.quantize(ActFormat::Q8_0);
+            encode_q8_0(x.q8_0().0, x.q8_0().1)
+        }
+        Encoding::Q8K => {
+            x.quantize(ActFormat::Q8_K);
+            encode_q8_k(x.q8_k().0, x.q8_k().1)
+        }
+        Encoding::F32 => encode_f32(row),
+        Encoding::F16 => encode_f16(row).context("small numbers fit")?,
+        other => anyhow::bail!("the server wants activations as {}", other.as_str_name()),
+    })
+}
+
+/// What became of calls.
+#[derive(Default)]
+pub(super) struct Tally {
+    /// Rows times experts that were answered.
+    pub(super) rows: u64,
+    /// Of each call that was answered.
+    pub(super) latencies: Vec<Duration>,
+    pub(super) shed: u64,
+    pub(super) errors: u64,
+    pub(super) last_error: Option<String>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: Tally) {
+        self.rows += other.rows;
+        self.latencies.extend(other.latencies);
+        self.shed += other.shed;
+        self.errors += other.errors;
+        self.last_error = other.last_error.or(self.last_error.take());
+    }
+}
+
+/// One device.
+pub(super) struct Device {
+    client: ExpertsClient<Channel>,
+    work: Work,
+    random: ChaCha8Rng,
+}
+
+impl Device {
+    pub(super) fn new(
+        client: ExpertsClient<Channel>,
+        work: Work,
+        seed: u64,
+        number: u32,
+    ) -> Device {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(u64::from(number) + 1);
+        Device { client, work, random }
+    }
+
+    /// Asks for one layer after another until `until`; counts what ends after `from`.
+    pub(super) async fn run(mut self, from: Instant, until: Instant) -> Tally {
+        let mut tally = Tally::default();
+        let layers = self.work.layers.clone();
+        for (layer, experts) in layers.iter().cycle() {
+            let request = self.work.request(*layer, experts, &mut self.random);
+            let (rows, started) = (request.groups.len() as u64, Instant::now());
+            let Ok(answer) = timeout_at(until, self.client.forward(request)).await else { break };
+            let now = Instant::now();
+            let mut ended = Tally::default();
+            let pause = match answer {
+                Ok(_) => {
+                    ended.rows = rows;
+                    ended.latencies.push(now - started);
+                    Duration::ZERO
+                }
+                Err(status) => ended.fail(&status),
+            };
+            if now >= from {
+                tally.add(ended);
+            }
+            if !pause.is_zero() {
+                sleep_until(until.min(now + pause)).await;
+            }
+        }
+        tally
+    }
+}
+
+impl Tally {
+    /// Counts a call that was not answered; how long to wait before the next.
+    fn fail(&mut self, status: &Status) -> Duration {
+        let pushback = status.metadata().get("grpc-retry-pushback-ms");
+        match pushback.and_then(|value| value.to_str().ok()?.parse().ok()) {
+            Some(millis) => {
+                self.shed += 1;
+                Duration::from_millis(millis)
+            }
+            None => {
+                self.errors += 1;
+                self.last_error = Some(format!("{}: {}", status.code(), status.message()));
+                AFTER_ERROR
+            }
+        }
+    }
+}

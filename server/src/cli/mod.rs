@@ -1,0 +1,59 @@
+//! The commands, one a file.
+
+mod load;
+mod serve;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Runs experts of a model for devices that hold only some of them.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(Box<serve::Serve>),
+    Load(load::Load),
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Command::Serve(serve) => serve.run().await,
+            Command::Load(load) => load.run().await,
+        }
+    }
+}
+
+/// The command line. One that begins with a flag of `serve` means `serve`.
+pub(crate) fn parse() -> Command {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let first = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
+    if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
+        args.insert(1, "serve".into());
+    }
+    Cli::parse_from(args).command
+}
+
+/// Logs go to standard error, from `info` on unless `RUST_LOG` says otherwise.
+fn start_logs(json: bool) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match json {
+        true => logs.json().init(),
+        false => logs.with_target(false).init(),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}

@@ -1,0 +1,133 @@
+//! `outrigger-server serve`: opens a model and serves it until it is told to stop.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use outrigger_experts::Budget;
+use outrigger_server::{ExpertServer, ServerConfig, bind, check_exposure};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::{Identity, ServerTlsConfig};
+
+use super::{read, start_logs};
+
+/// Serve experts of a model
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The model: a GGUF file, or the first of its shards
+    #[arg(short, long, value_name = "FILE")]
+    model: PathBuf,
+    /// Where to listen; port 0 takes any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", env = "OUTRIGGER_LISTEN")]
+    listen: SocketAddr,
+    /// Serve only these layers
+    #[arg(long, value_name = "A-B", value_parser = parse_range)]
+    layers: Option<RangeInclusive<u32>>,
+    /// Serve only these experts of each layer
+    #[arg(long, value_name = "A-B", value_parser = parse_range)]
+    experts: Option<RangeInclusive<u32>>,
+    /// Threads that compute [default: one a core]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Memory for experts, as 2GiB or 40%; others are read from the file when needed
+    #[arg(long, value_name = "SIZE|PCT", default_value = "100%")]
+    expert_cache: Budget,
+    /// The certificate chain (PEM) to serve TLS with
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Listen beyond this machine without TLS: anyone on the way can read the activations
+    #[arg(long)]
+    insecure: bool,
+    /// Rows that one request may have
+    #[arg(long, value_name = "N", default_value = "512",
+          value_parser = clap::value_parser!(u32).range(1..=65536))]
+    max_rows: u32,
+    /// Rows that may wait to be computed; requests on top are sent away
+    #[arg(long, value_name = "N", default_value = "4096",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    queue_rows: u32,
+    /// Write logs, and the line that says where it listens, as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Serve {
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        start_logs(self.json);
+        let tls = self.tls()?;
+        check_exposure(self.listen, tls.is_some(), self.insecure)?;
+        // Before the model, so that a signal while it opens is not lost.
+        let stop = stop_signal()?;
+        let (listen, json) = (self.listen, self.json);
+        let server = ExpertServer::open(self.config())?;
+        let incoming = bind(listen).await?;
+        let address = incoming.local_addr().context("cannot tell the address")?;
+        if tls.is_none() && !address.ip().is_loopback() {
+            tracing::warn!("{address} is open to other machines without TLS, as --insecure says");
+        }
+        announce(address, &server, json)?;
+        server.serve(incoming, tls, stop).await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn tls(&self) -> anyhow::Result<Option<ServerTlsConfig>> {
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        let identity = Identity::from_pem(read(cert)?, read(key)?);
+        Ok(Some(ServerTlsConfig::new().identity(identity)))
+    }
+
+    fn config(self) -> ServerConfig {
+        let defaults = ServerConfig::default();
+        ServerConfig {
+            model: self.model,
+            layers: self.layers,
+            experts: self.experts,
+            threads: self.threads.map_or(defaults.threads, usize::from),
+            expert_cache: self.expert_cache,
+            max_rows: self.max_rows,
+            queue_rows: self.queue_rows as usize,
+            ..defaults
+        }
+    }
+}
+
+/// One line on standard output once connections are accepted, for people and for scripts.
+fn announce(address: SocketAddr, server: &ExpertServer, json: bool) -> std::io::Result<()> {
+    let (summary, fingerprint) = (server.summary(), server.fingerprint().to_string());
+    tracing::info!(fingerprint, "serving {summary}");
+    let line = if json {
+        serde_json::json!({
+            "listening": address.to_string(), "serving": summary, "fingerprint": fingerprint,
+        })
+        .to_string()
+    } else {
+        format!("listening on {address}")
+    };
+    writeln!(std::io::stdout(), "{line}")
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// `3` or `0-7`, both ends included.
+fn parse_range(text: &str) -> Result<RangeInclusive<u32>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.trim().parse().map_err(|_| "expected A-B, as 0-7".to_owned());
+    Ok(number(first)?..=number(last)?)
+}
