@@ -1,38 +1,75 @@
 //! The little linear algebra that fitting needs, on row-major matrices.
 
+use crate::Pool;
+use crate::pool::SharedMut;
 use crate::quant::isa::multiversion;
-use crate::{Activations, GgmlType, Mat, Pool, matmul};
+
+/// The fewest rows of a product that one task computes: each packs all of the other matrix for itself.
+const TASK_ROWS: usize = 64;
 
 /// `a bᵀ` of `a`, `[m, k]`, and `b`, `[n, k]`: `[m, n]`.
 pub(super) fn times_transposed(pool: &Pool, a: &[f32], b: &[f32], k: usize) -> Vec<f32> {
-    let n = b.len() / k;
-    let bytes: Vec<u8> = b.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let mut rows = Activations::new(k);
-    rows.set(a);
-    let mut out = vec![0.0; rows.rows() * n];
-    matmul(pool, Mat { ty: GgmlType::F32, rows: n, cols: k, bytes: &bytes }, &rows, &mut out);
-    out
-}
-
-/// The transpose of rows of `cols`.
-pub(super) fn transpose(a: &[f32], cols: usize) -> Vec<f32> {
-    let rows = a.len() / cols;
-    let mut out = vec![0.0; a.len()];
-    for (r, row) in a.chunks_exact(cols).enumerate() {
-        for (c, x) in row.iter().enumerate() {
-            out[c * rows + r] = *x;
-        }
-    }
-    out
+    let (a, b) = (View { values: a, row: k, column: 1 }, View { values: b, row: 1, column: k });
+    product(pool, &a, &b, [a.values.len() / k, k, b.values.len() / k])
 }
 
 /// `xᵀ y` of samples `x`, `[rows, m]`, and `y`, `[rows, n]`: `[m, n]`.
 pub(super) fn moments(pool: &Pool, x: &[f32], m: usize, y: &[f32], n: usize) -> Vec<f32> {
-    let rows = x.len() / m;
-    if rows == 0 {
-        return vec![0.0; m * n];
+    let (x, y) = (View { values: x, row: 1, column: m }, View { values: y, row: n, column: 1 });
+    product(pool, &x, &y, [m, x.values.len() / m, n])
+}
+
+/// A matrix by its strides.
+struct View<'a> {
+    values: &'a [f32],
+    row: usize,
+    column: usize,
+}
+
+impl View<'_> {
+    fn check(&self, rows: usize, columns: usize) {
+        let past_end = rows.max(1) * columns.max(1) > self.values.len() && rows * columns > 0;
+        assert!(!past_end, "{} values for {rows} by {columns}", self.values.len());
     }
-    times_transposed(pool, &transpose(x, m), &transpose(y, n), rows)
+}
+
+/// `a b` of an `[m, k]` and a `[k, n]` matrix, both stored without gaps, by the rows or by the columns.
+fn product(pool: &Pool, a: &View<'_>, b: &View<'_>, [m, k, n]: [usize; 3]) -> Vec<f32> {
+    a.check(m, k);
+    b.check(k, n);
+    let mut out = vec![0.0; m * n];
+    if k == 0 {
+        return out;
+    }
+    let shared = SharedMut::new(&mut out);
+    let share = m.div_ceil(2 * pool.threads()).max(TASK_ROWS);
+    pool.run(m.div_ceil(share), &|task| {
+        let first = task * share;
+        let rows = share.min(m - first);
+        // SAFETY: each task has rows of its own.
+        let out = unsafe { shared.slice(first * n, rows * n) };
+        let stride = |stride: usize| stride as isize;
+        // SAFETY: without gaps, `rows` rows from `first` of `a` and all of `b` lie within the values, as was checked.
+        unsafe {
+            matrixmultiply::sgemm(
+                rows,
+                k,
+                n,
+                1.0,
+                a.values.as_ptr().add(first * a.row),
+                stride(a.row),
+                stride(a.column),
+                b.values.as_ptr(),
+                stride(b.row),
+                stride(b.column),
+                0.0,
+                out.as_mut_ptr(),
+                stride(n),
+                1,
+            );
+        }
+    });
+    out
 }
 
 /// Adds `share` of the mean of a square matrix's diagonal to it, or 1 where that is 0.
