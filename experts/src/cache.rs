@@ -6,24 +6,26 @@
 //! just before its turn comes, and below one token's working set it hits nothing at all. With a
 //! share of its own a layer loses experts only to itself, so that cliff is left in one place: a share
 //! smaller than the experts that a token uses in that layer. There [`Cache`] stops trusting recency
-//! (see [`PROMOTE_EVERY`]) and [`Cache::cliff`] says so to the user.
+//! (see [`KEEP_EVERY`]) and [`Cache::cliff`] says so to the user.
 
 mod budget;
+mod eviction;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 pub use budget::{Budget, Elsewhere};
+pub use eviction::{Eviction, Lru};
 
-use lru::LruCache;
-
-/// In a layer below one token's working set, one newcomer in so many is kept as recently used; the
-/// others go to the cold end of the list and leave when they are released, so that most of the share
-/// stays put and is hit again, yet follows a changing text. This is bimodal insertion: Qureshi et
+/// In a layer below one token's working set, one newcomer in so many is kept; the others only pass
+/// through and leave when they are released, so that most of the share stays put and is hit again, yet
+/// follows a changing text. This is bimodal insertion: Qureshi et
 /// al., "Adaptive Insertion Policies for High Performance Caching", ISCA 2007, with its 1/32.
-const PROMOTE_EVERY: u32 = 32;
+const KEEP_EVERY: u32 = 32;
 
 /// The decisions of the expert cache. It knows ids, sizes and pins; its caller moves the bytes.
-pub(crate) struct Cache {
+pub struct Cache {
     layers: Vec<Layer>,
     budget: u64,
     n_experts: usize,
@@ -32,9 +34,11 @@ pub(crate) struct Cache {
 
 /// What to do in one layer, in this order: give back `evict`, then fault in `admit`.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Decision {
-    pub(crate) admit: Vec<u16>,
-    pub(crate) evict: Vec<u16>,
+pub struct Decision {
+    /// Experts that come in.
+    pub admit: Vec<u16>,
+    /// Experts that leave.
+    pub evict: Vec<u16>,
 }
 
 /// What the cache did in one layer since it was opened.
@@ -53,8 +57,22 @@ pub struct LayerStats {
 impl Cache {
     /// An empty cache of `budget` bytes for layers of `n_experts` experts, of `expert_bytes[layer]`
     /// bytes each, of which a token uses `n_used` in a layer.
-    pub(crate) fn new(budget: u64, expert_bytes: &[u64], n_experts: usize, n_used: usize) -> Cache {
-        let layers = expert_bytes.iter().map(|&bytes| Layer::new(bytes)).collect();
+    pub fn new(budget: u64, expert_bytes: &[u64], n_experts: usize, n_used: usize) -> Cache {
+        Cache::with_eviction(budget, expert_bytes, n_experts, n_used, |_| {
+            Box::new(Lru::new(n_experts))
+        })
+    }
+
+    /// The same with another order of leaving than [`Lru`], by layer.
+    pub fn with_eviction(
+        budget: u64,
+        expert_bytes: &[u64],
+        n_experts: usize,
+        n_used: usize,
+        mut eviction: impl FnMut(usize) -> Box<dyn Eviction>,
+    ) -> Cache {
+        let layers = expert_bytes.iter().enumerate();
+        let layers = layers.map(|(i, &bytes)| Layer::new(bytes, eviction(i))).collect();
         let mut cache = Cache { layers, budget, n_experts, n_used: n_used.min(n_experts) };
         cache.resize(budget);
         cache
@@ -63,16 +81,17 @@ impl Cache {
     /// Pins `experts` for use. Those already here are hits; for the others room is made, if need be
     /// beyond the layer's share: what is in use is in memory, whatever the budget says.
     /// An expert that is named twice is pinned twice. Undone by [`Cache::release`].
-    pub(crate) fn acquire(&mut self, layer: usize, experts: &[u16]) -> Decision {
+    pub fn acquire(&mut self, layer: usize, experts: &[u16]) -> Decision {
         let guarded = self.guarded(layer);
         let layer = &mut self.layers[layer];
+        layer.eviction.used(experts);
         // Hits are pinned before room is made, so that a miss cannot evict a hit of its own token.
         let (hits, rest): (Vec<u16>, Vec<u16>) =
-            experts.iter().partition(|expert| layer.resident.contains(expert));
+            experts.iter().partition(|expert| layer.resident.contains_key(expert));
         hits.iter().for_each(|expert| layer.hit(expert));
         let mut decision = Decision::default();
         for expert in rest {
-            if layer.resident.contains(&expert) {
+            if layer.resident.contains_key(&expert) {
                 layer.hit(&expert); // named twice
                 continue;
             }
@@ -81,11 +100,8 @@ impl Cache {
                 decision.evict.push(victim);
             }
             layer.stats.misses += 1;
-            let stays = !guarded || layer.promotes();
-            layer.resident.put(expert, 1);
-            if !stays {
-                layer.resident.demote(&expert);
-            }
+            let passing = guarded && !layer.keeps_next();
+            layer.resident.insert(expert, Resident { pins: 1, passing });
             decision.admit.push(expert);
         }
         decision
@@ -93,11 +109,11 @@ impl Cache {
 
     /// Unpins what [`Cache::acquire`] or [`Cache::admit`] pinned, and returns what has to leave now
     /// for the layer to be within its share again.
-    pub(crate) fn release(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
+    pub fn release(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
         let layer = &mut self.layers[layer];
         for expert in experts {
-            if let Some(pins) = layer.resident.peek_mut(expert) {
-                *pins = pins.saturating_sub(1);
+            if let Some(resident) = layer.resident.get_mut(expert) {
+                resident.pins = resident.pins.saturating_sub(1);
             }
         }
         layer.shrink()
@@ -109,38 +125,38 @@ impl Cache {
     pub(crate) fn admit(&mut self, layer: usize, experts: &[u16]) -> Decision {
         let guarded = self.guarded(layer);
         let layer = &mut self.layers[layer];
-        layer.touch(experts);
+        layer.eviction.used(experts);
         let mut decision = Decision::default();
         for &expert in experts {
-            if layer.resident.contains(&expert) {
+            if layer.resident.contains_key(&expert) {
                 continue;
             }
             layer.stats.misses += 1;
             if layer.resident.len() >= layer.slots {
-                if guarded && !layer.promotes() {
+                if guarded && !layer.keeps_next() {
                     continue;
                 }
                 let Some(victim) = layer.evict(experts) else { continue };
                 decision.evict.push(victim);
             }
-            layer.resident.put(expert, 1);
+            layer.resident.insert(expert, Resident { pins: 1, passing: false });
             decision.admit.push(expert);
         }
         decision
     }
 
     /// Takes the lowest expert ids of every layer as resident, up to its share.
-    pub(crate) fn fill(&mut self) {
+    pub fn fill(&mut self) {
         for layer in &mut self.layers {
             for expert in 0..layer.slots as u16 {
-                layer.resident.put(expert, 0);
+                layer.resident.insert(expert, Resident { pins: 0, passing: false });
             }
         }
     }
 
     /// Drops an expert whose bytes could not be had, pinned or not.
     pub(crate) fn forget(&mut self, layer: usize, expert: u16) {
-        self.layers[layer].resident.pop(&expert);
+        self.layers[layer].resident.remove(&expert);
     }
 
     /// Changes the budget and returns which `(layer, expert)` leave at once; pinned ones that no
@@ -156,25 +172,26 @@ impl Cache {
     }
 
     /// Counts the bytes of one expert of the layer as read.
-    pub(crate) fn count_read(&mut self, layer: usize) {
+    pub fn count_read(&mut self, layer: usize) {
         let layer = &mut self.layers[layer];
         layer.stats.bytes_read += layer.expert_bytes;
     }
 
     pub(crate) fn contains(&self, layer: usize, expert: u16) -> bool {
-        self.layers[layer].resident.contains(&expert)
+        self.layers[layer].resident.contains_key(&expert)
     }
 
-    /// The experts of a layer that are in the cache, most recently used first.
-    pub(crate) fn resident(&self, layer: usize) -> impl DoubleEndedIterator<Item = u16> + '_ {
-        self.layers[layer].resident.iter().map(|(&expert, _)| expert)
+    /// The experts of a layer that are in the cache, ascending.
+    pub(crate) fn resident(&self, layer: usize) -> impl Iterator<Item = u16> + '_ {
+        self.layers[layer].resident.keys().copied()
     }
 
     pub(crate) fn budget(&self) -> u64 {
         self.budget
     }
 
-    pub(crate) fn stats(&self) -> impl Iterator<Item = LayerStats> + '_ {
+    /// What the cache did so far, by layer.
+    pub fn stats(&self) -> impl Iterator<Item = LayerStats> + '_ {
         self.layers.iter().map(|layer| layer.stats)
     }
 
@@ -218,47 +235,58 @@ fn shares(budget: u64, expert_bytes: &[u64], n_experts: usize) -> Vec<usize> {
 }
 
 struct Layer {
-    /// Pins of each resident expert; most recently used first.
-    resident: LruCache<u16, u32>,
+    resident: BTreeMap<u16, Resident>,
+    eviction: Box<dyn Eviction>,
     expert_bytes: u64,
     /// How many experts the layer's share of the budget holds.
     slots: usize,
-    /// Newcomers since the last that was kept as recently used, while guarded.
-    demoted: u32,
+    /// Newcomers since the last that was kept, while guarded.
+    passed: u32,
     stats: LayerStats,
 }
 
+/// An expert in the cache.
+struct Resident {
+    pins: u32,
+    /// Whether it leaves before all others, as it came while guarded and was not used again.
+    passing: bool,
+}
+
 impl Layer {
-    fn new(expert_bytes: u64) -> Layer {
-        let resident = LruCache::unbounded();
-        Layer { resident, expert_bytes, slots: 0, demoted: 0, stats: LayerStats::default() }
+    fn new(expert_bytes: u64, eviction: Box<dyn Eviction>) -> Layer {
+        let (resident, stats) = (BTreeMap::new(), LayerStats::default());
+        Layer { resident, eviction, expert_bytes, slots: 0, passed: 0, stats }
     }
 
     fn hit(&mut self, expert: &u16) {
-        if let Some(pins) = self.resident.get_mut(expert) {
-            *pins += 1;
+        if let Some(resident) = self.resident.get_mut(expert) {
+            resident.pins += 1;
+            resident.passing = false;
             self.stats.hits += 1;
         }
     }
 
-    fn touch(&mut self, experts: &[u16]) {
-        for expert in experts {
-            self.resident.promote(expert);
-        }
-    }
-
     /// Whether the next newcomer of a guarded layer is the one that is kept.
-    fn promotes(&mut self) -> bool {
-        self.demoted = (self.demoted + 1) % PROMOTE_EVERY;
-        self.demoted == 0
+    fn keeps_next(&mut self) -> bool {
+        self.passed = (self.passed + 1) % KEEP_EVERY;
+        self.passed == 0
     }
 
-    /// Removes the least recently used expert that is neither pinned nor in `keep`.
+    /// Removes the expert of the least worth that is neither pinned nor in `keep`.
     fn evict(&mut self, keep: &[u16]) -> Option<u16> {
-        let mut oldest_first = self.resident.iter().rev();
-        let (&victim, _) =
-            oldest_first.find(|&(expert, &pins)| pins == 0 && !keep.contains(expert))?;
-        self.resident.pop(&victim);
+        let may_leave =
+            |(expert, resident): &(&u16, &Resident)| resident.pins == 0 && !keep.contains(expert);
+        let rank = |expert: u16, resident: &Resident| match resident.passing {
+            true => f64::NEG_INFINITY,
+            false => self.eviction.worth(expert),
+        };
+        let victim = self
+            .resident
+            .iter()
+            .filter(may_leave)
+            .min_by(|a, b| rank(*a.0, a.1).total_cmp(&rank(*b.0, b.1)));
+        let victim = *victim?.0;
+        self.resident.remove(&victim);
         self.stats.evictions += 1;
         Some(victim)
     }

@@ -20,7 +20,7 @@ mod types;
 pub mod vq;
 
 pub use activations::Activations;
-pub use cache::{Budget, Elsewhere, LayerStats};
+pub use cache::{Budget, Cache, Decision, Elsewhere, Eviction, LayerStats, Lru};
 pub use error::{Error, Result};
 pub use ffn::{FfnScratch, Group, run_experts};
 pub use gguf::{Fingerprint, Gguf, Metadata};
