@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use outrigger_experts::Budget;
 
+use crate::Tenants;
+
 /// What an [`ExpertServer`](crate::ExpertServer) serves, and its limits.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -28,6 +30,14 @@ pub struct ServerConfig {
     pub queue_rows: usize,
     /// From the head of a request to its answer; the caller's own deadline may be shorter.
     pub request_timeout: Duration,
+    /// Connections at a time; those on top are closed at once.
+    pub max_connections: usize,
+    /// From a connection to its first request, with all handshakes; it is closed then.
+    pub first_request_timeout: Duration,
+    /// From one request of a connection to the next; it is closed then.
+    pub idle_timeout: Duration,
+    /// Who may ask, and how much; everyone if `None`.
+    pub tenants: Option<Tenants>,
     /// How long work in hand may take after the signal to stop.
     pub drain_timeout: Duration,
 }
@@ -44,6 +54,10 @@ impl Default for ServerConfig {
             max_rows: 512,
             queue_rows: 4096,
             request_timeout: Duration::from_secs(30),
+            max_connections: 4096,
+            first_request_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(600),
+            tenants: None,
             drain_timeout: Duration::from_secs(10),
         }
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_experts::{
@@ -13,6 +14,7 @@ use outrigger_proto::v1::Encoding;
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::metrics::Metrics;
 use crate::request::Work;
 use crate::shard::Shard;
 use crate::{Result, ServerConfig};
@@ -26,6 +28,7 @@ pub(crate) struct Engine {
     scratch: FfnScratch,
     /// `[rows of the batch, width]`
     sums: Vec<f64>,
+    metrics: Arc<Metrics>,
 }
 
 /// What one request gets back.
@@ -42,7 +45,11 @@ pub(crate) struct Sums {
 type Merged = BTreeMap<u16, Vec<(u32, f32)>>;
 
 impl Engine {
-    pub(crate) fn new(shard: &Shard, config: &ServerConfig) -> Result<Engine> {
+    pub(crate) fn new(
+        shard: &Shard,
+        config: &ServerConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<Engine> {
         let model = Arc::clone(&shard.model);
         Ok(Engine {
             width: shard.width(),
@@ -51,6 +58,7 @@ impl Engine {
             activations: Activations::new(shard.width()),
             scratch: FfnScratch::default(),
             sums: Vec::new(),
+            metrics,
         })
     }
 
@@ -65,7 +73,9 @@ impl Engine {
             Ok(unreadable) => unreadable,
             Err(status) => return batch.iter().map(|_| Err(status.clone())).collect(),
         };
-        let compute_us = started.elapsed().as_micros().try_into().unwrap_or(u32::MAX);
+        let took = started.elapsed();
+        self.count(batch, unreadable.len(), took);
+        let compute_us = took.as_micros().try_into().unwrap_or(u32::MAX);
 
         let mut rest = self.sums.as_slice();
         batch
@@ -78,6 +88,18 @@ impl Engine {
                 Ok(Sums { encoding, bytes, unreadable, compute_us })
             })
             .collect()
+    }
+
+    fn count(&self, batch: &[&Work], unreadable: usize, took: Duration) {
+        let (layer, metrics) = (batch[0].layer, &self.metrics);
+        let rows: usize = batch.iter().map(|work| work.rows).sum();
+        metrics.batches.inc();
+        metrics.rows.inc_by(rows as u64);
+        metrics.expert_rows.inc_by(batch.iter().map(|work| work.expert_rows() as u64).sum());
+        metrics.compute.inc_by(took.as_secs_f64());
+        metrics.unreadable.inc_by(unreadable as u64);
+        let requests = || batch.iter().filter_map(|work| work.trace.as_deref()).collect::<Vec<_>>();
+        tracing::debug!(layer, rows, ?took, requests = ?requests(), "batch");
     }
 
     /// Adds every expert's weighted outputs to `sums`; returns those that cannot be read.

@@ -30,6 +30,14 @@ pub enum Error {
     /// A setting that must be at least 1 is 0.
     #[error("{0} is 0, expected at least 1")]
     Zero(&'static str),
+    /// A file of tenants that cannot be understood.
+    #[error("line {line}: {found}, expected NAME TOKEN [ROWS A SECOND]")]
+    Tenants {
+        /// From 1.
+        line: usize,
+        /// What is there.
+        found: &'static str,
+    },
     /// Others could reach the server, and nothing protects the line.
     #[error(
         "{0} can be reached from other machines: give --tls-cert and --tls-key, or say --insecure \

@@ -11,16 +11,21 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod connection;
 mod engine;
 mod error;
 mod listen;
+mod metrics;
 mod queue;
 mod request;
 mod serve;
 mod service;
 mod shard;
+mod tenants;
 
 pub use config::{Compute, ServerConfig};
 pub use error::{Error, Result};
 pub use listen::{bind, check_exposure};
+pub use metrics::{Metrics, serve_metrics};
 pub use serve::ExpertServer;
+pub use tenants::Tenants;

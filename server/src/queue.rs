@@ -16,6 +16,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::engine::{Engine, Sums};
+use crate::metrics::Metrics;
 use crate::request::Work;
 use crate::{Error, Result};
 
@@ -37,6 +38,7 @@ struct Shared {
     jobs: AtomicUsize,
     /// Rows that may wait.
     limit: usize,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -64,12 +66,14 @@ impl Queue {
         engine: Engine,
         limit: usize,
         max_rows: usize,
+        metrics: Arc<Metrics>,
     ) -> Result<(Queue, oneshot::Receiver<()>)> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             ready: Condvar::new(),
             jobs: AtomicUsize::new(0),
             limit,
+            metrics,
         });
         let (alive, ended) = oneshot::channel();
         let worker = Worker { shared: shared.clone(), engine, max_rows, _alive: alive };
@@ -105,9 +109,8 @@ impl Shared {
         if rows > self.limit && !state.jobs.is_empty() {
             return Err(overloaded(&state));
         }
-        state.rows = rows;
         state.jobs.push_back(job);
-        self.jobs.store(state.jobs.len(), Ordering::Release);
+        self.waiting(&mut state, rows);
         if std::mem::take(&mut state.asleep) {
             self.ready.notify_one();
         }
@@ -136,10 +139,17 @@ impl Shared {
                 rest.push_back(job);
             }
         }
-        state.rows = rest.iter().map(|job: &Job| job.work.rows).sum();
         state.jobs = rest;
-        self.jobs.store(state.jobs.len(), Ordering::Release);
+        let rows = state.jobs.iter().map(|job| job.work.rows).sum();
+        self.waiting(&mut state, rows);
         Some(batch)
+    }
+
+    /// Makes known that the jobs in `state` have so many rows.
+    fn waiting(&self, state: &mut State, rows: usize) {
+        state.rows = rows;
+        self.jobs.store(state.jobs.len(), Ordering::Release);
+        self.metrics.queue_rows.set(rows as i64);
     }
 
     /// Returns with jobs, or without when the queue is closed.
@@ -182,11 +192,16 @@ fn alike(a: &Work, b: &Work) -> bool {
 }
 
 fn overloaded(state: &State) -> Status {
-    let wait = (state.per_row * state.rows as u32).as_millis().clamp(1, 10_000);
-    let mut metadata = MetadataMap::new();
-    metadata.insert(PUSHBACK, (wait as u64).into());
     let message = format!("the queue is full: {} rows wait", state.rows);
-    Status::with_metadata(tonic::Code::Unavailable, message, metadata)
+    sent_away(tonic::Code::Unavailable, message, state.per_row * state.rows as u32)
+}
+
+/// A refusal that says when to come back.
+pub(crate) fn sent_away(code: tonic::Code, message: String, wait: Duration) -> Status {
+    let mut metadata = MetadataMap::new();
+    let millis = wait.as_millis().clamp(1, 10_000) as u64;
+    metadata.insert(PUSHBACK, millis.into());
+    Status::with_metadata(code, message, metadata)
 }
 
 fn stopped() -> Status {

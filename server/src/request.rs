@@ -19,6 +19,15 @@ pub(crate) struct Work {
     pub(crate) groups: Vec<ExpertRows>,
     /// One of those that are offered.
     pub(crate) reply: Encoding,
+    /// What the device calls the request, for the log.
+    pub(crate) trace: Option<String>,
+}
+
+impl Work {
+    /// Rows times experts: what there is to compute.
+    pub(crate) fn expert_rows(&self) -> usize {
+        self.groups.iter().map(|group| group.rows.len()).sum()
+    }
 }
 
 /// One expert and the rows that it runs for, ascending, each with its routed weight.
@@ -50,7 +59,7 @@ pub(crate) fn check(shard: &Shard, request: ForwardRequest) -> Result<(Work, Vec
     });
     let (layer, rows, groups) = (request.layer as usize, rows as usize, groups.collect());
     let not_held = not_held.iter().map(|group| group.expert).collect();
-    Ok((Work { layer, rows, activations, groups, reply }, not_held))
+    Ok((Work { layer, rows, activations, groups, reply, trace: None }, not_held))
 }
 
 fn check_fingerprint(shard: &Shard, bytes: &[u8]) -> Result<(), Status> {

@@ -9,15 +9,20 @@ use outrigger_proto::v1::experts_server::{ExpertsServer, SERVICE_NAME};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_stream::Stream;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::{Connected, Router};
 use tonic::transport::{Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::connection::{Limits, limit};
 use crate::engine::Engine;
+use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::service::{Runner, Service};
 use crate::shard::Shard;
+use crate::tenants::{Door, Tenants};
 use crate::{Compute, Error, Result, ServerConfig};
 
 /// A peer that is silent this long is asked whether it is there ...
@@ -41,6 +46,9 @@ pub struct ExpertServer {
     runner: Runner,
     /// Resolves when the compute thread has ended, if there is one.
     compute_ended: Option<oneshot::Receiver<()>>,
+    metrics: Arc<Metrics>,
+    tenants: Option<Tenants>,
+    limits: Limits,
     request_timeout: Duration,
     drain_timeout: Duration,
 }
@@ -52,8 +60,12 @@ impl ExpertServer {
     /// A model file that cannot be used, a range that the model does not have, a limit of 0.
     pub fn open(config: ServerConfig) -> Result<ExpertServer> {
         let (threads, max_rows) = (config.threads, config.max_rows as usize);
-        let at_least_one =
-            [("threads", threads), ("max_rows", max_rows), ("queue_rows", config.queue_rows)];
+        let at_least_one = [
+            ("threads", threads),
+            ("max_rows", max_rows),
+            ("queue_rows", config.queue_rows),
+            ("max_connections", config.max_connections),
+        ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(Error::Zero(name));
         }
@@ -62,16 +74,31 @@ impl ExpertServer {
             return Err(Error::Pack(config.model));
         }
         let shard = Arc::new(Shard::new(model, &config)?);
-        let engine = Engine::new(&shard, &config)?;
+        let metrics = Arc::new(Metrics::new());
+        let engine = Engine::new(&shard, &config, metrics.clone())?;
         let (runner, compute_ended) = match config.compute {
             Compute::Inline => (Runner::Inline(Box::new(Mutex::new(engine))), None),
             Compute::Thread => {
-                let (queue, ended) = Queue::start(engine, config.queue_rows, max_rows)?;
+                let (queue, ended) =
+                    Queue::start(engine, config.queue_rows, max_rows, metrics.clone())?;
                 (Runner::Thread(queue), Some(ended))
             }
         };
-        let ServerConfig { request_timeout, drain_timeout, .. } = config;
-        Ok(ExpertServer { shard, runner, compute_ended, request_timeout, drain_timeout })
+        Ok(ExpertServer {
+            shard,
+            runner,
+            compute_ended,
+            metrics,
+            limits: Limits::of(&config),
+            tenants: config.tenants,
+            request_timeout: config.request_timeout,
+            drain_timeout: config.drain_timeout,
+        })
+    }
+
+    /// What the server does, counted; for [`serve_metrics`](crate::serve_metrics).
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.metrics.clone()
     }
 
     /// The fingerprint of the model.
@@ -102,6 +129,7 @@ impl ExpertServer {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let drain_timeout = self.drain_timeout;
+        let incoming = limit(incoming, self.limits, self.metrics.clone());
         let health = HealthReporter::new();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
         let (router, compute_ended) = self.router(&health, tls)?;
@@ -138,7 +166,10 @@ impl ExpertServer {
     ) -> Result<(Router, impl Future<Output = ()> + use<>)> {
         let (request_bytes, reply_bytes) =
             (self.shard.max_message_bytes(), self.shard.max_reply_bytes());
-        let service = Service { shard: self.shard, runner: self.runner };
+        let metrics = self.metrics;
+        let open_door = Door { metrics: metrics.clone(), tenants: None };
+        let door = Door { metrics: metrics.clone(), tenants: self.tenants };
+        let service = Service { shard: self.shard, runner: self.runner, metrics };
         let experts = ExpertsServer::new(service)
             .max_decoding_message_size(request_bytes)
             .max_encoding_message_size(reply_bytes);
@@ -162,9 +193,10 @@ impl ExpertServer {
             server = server.tls_config(tls)?;
         }
         let router = server
-            .add_service(experts)
-            .add_service(tonic_health::pb::health_server::HealthServer::new(health))
-            .add_service(reflection);
+            .add_service(InterceptedService::new(experts, door.clone()))
+            // Probes have no token.
+            .add_service(InterceptedService::new(HealthServer::new(health), open_door))
+            .add_service(InterceptedService::new(reflection, door));
 
         let compute_ended = async {
             match self.compute_ended {

@@ -1,20 +1,28 @@
 //! `outrigger.v1.Experts`.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use outrigger_proto::v1::experts_server::Experts;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse, ForwardRequest, ForwardResponse};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::engine::{Engine, Sums};
+use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::request::{Work, check};
 use crate::shard::Shard;
+use crate::tenants::Tenant;
+
+/// What a device calls a request: token and layer. The log of the batch names it.
+const REQUEST_ID: &str = "x-request-id";
+const MAX_REQUEST_ID: usize = 64;
 
 /// The service, over one part of one model.
 pub(crate) struct Service {
     pub(crate) shard: Arc<Shard>,
     pub(crate) runner: Runner,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// Where work is computed: see [`crate::Compute`].
@@ -48,13 +56,43 @@ impl Experts for Service {
         &self,
         request: Request<ForwardRequest>,
     ) -> Result<Response<ForwardResponse>, Status> {
+        let started = Instant::now();
+        let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
+        let trace = request_id(&request);
         let request = request.into_inner();
+        let layer = request.layer;
+        let answer = self.answer(request, tenant.as_deref(), trace.clone()).await;
+        match &answer {
+            Ok(_) => {
+                self.metrics.request(Code::Ok, tenant.as_deref());
+                self.metrics.answered(layer, started.elapsed());
+            }
+            Err(status) => {
+                self.metrics.request(status.code(), tenant.as_deref());
+                tracing::debug!(trace, layer, code = ?status.code(), "{}", status.message());
+            }
+        }
+        answer.map(Response::new)
+    }
+}
+
+impl Service {
+    async fn answer(
+        &self,
+        request: ForwardRequest,
+        tenant: Option<&Tenant>,
+        trace: Option<String>,
+    ) -> Result<ForwardResponse, Status> {
         let (request_id, layer, rows) = (request.request_id, request.layer, request.rows);
-        let (work, mut not_run) = check(&self.shard, request)?;
+        let (mut work, mut not_run) = check(&self.shard, request)?;
+        if let Some(tenant) = tenant {
+            tenant.take(work.expert_rows())?;
+        }
+        work.trace = trace;
         let sums = self.runner.run(work).await?;
         not_run.extend(sums.unreadable);
         not_run.sort_unstable();
-        Ok(Response::new(ForwardResponse {
+        Ok(ForwardResponse {
             request_id,
             layer,
             rows,
@@ -62,6 +100,12 @@ impl Experts for Service {
             sums: sums.bytes,
             not_run,
             compute_us: sums.compute_us,
-        }))
+        })
     }
+}
+
+/// The device's name for the request, if it is fit to be logged.
+fn request_id(request: &Request<ForwardRequest>) -> Option<String> {
+    let id = request.metadata().get(REQUEST_ID)?.to_str().ok()?;
+    (id.len() <= MAX_REQUEST_ID).then(|| id.to_owned())
 }

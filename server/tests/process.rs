@@ -7,9 +7,9 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{LONG, demo};
-use outrigger_proto::v1::DescribeRequest;
+use common::{Job, LONG, demo};
 use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeRequest, Encoding};
 use tonic::transport::Endpoint;
 
 fn command(model: &Path, args: &[&str]) -> Command {
@@ -35,8 +35,13 @@ struct Running {
 
 impl Running {
     fn start(args: &[&str]) -> Running {
+        Running::start_with(args, "info")
+    }
+
+    fn start_with(args: &[&str], level: &str) -> Running {
         let mut child = command(&demo(), args)
             .args(["--listen", "127.0.0.1:0", "-t", "1"])
+            .env("RUST_LOG", level)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -100,6 +105,35 @@ fn with_json_every_line_is_json() {
     for line in log.lines() {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_batch_names_the_requests_of_devices() {
+    let model = outrigger_experts::Model::open(&demo()).unwrap();
+    let server = Running::start_with(&["--log", "json"], "debug");
+    let address = server.line.strip_prefix("listening on ").expect("an address");
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = ExpertsClient::new(endpoint.connect().await.unwrap());
+    let job = Job::random(&model, 3, 2, 4, 1).request(&model, Encoding::Q80);
+    let mut request = tonic::Request::new(job);
+    request.metadata_mut().insert("x-request-id", "t417-l3".parse().unwrap());
+    client.forward(request).await.unwrap();
+    let (_, log) = server.stop("TERM");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let batch = lines.map(|line| line["fields"].clone()).find(|line| line["message"] == "batch");
+    let batch = batch.expect(&log);
+    assert_eq!((&batch["layer"], &batch["rows"]), (&3.into(), &2.into()));
+    assert_eq!(batch["requests"], r#"["t417-l3"]"#);
+}
+
+#[test]
+fn a_bad_file_of_tokens_is_named_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    std::fs::write(&path, "heart 0123456789abcdef\nlung short\n").unwrap();
+    let stderr = refused(&demo(), &["--token-file", path.to_str().unwrap()]);
+    assert!(stderr.contains(path.to_str().unwrap()) && stderr.contains("line 2"), "{stderr}");
+    assert!(!stderr.contains("0123456789abcdef"), "{stderr}");
 }
 
 #[test]

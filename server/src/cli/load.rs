@@ -40,6 +40,9 @@ pub(crate) struct Load {
     /// Certificate authority (PEM) for an https server [default: the system's]
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+    /// File with the bearer token to show
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Seed of what is asked for
     #[arg(short, long, value_name = "N", default_value = "0")]
     seed: u64,
@@ -65,8 +68,8 @@ struct Step {
 
 impl Load {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        super::start_logs(false);
-        let dial = Dial::new(&self.server, self.tls_ca.as_deref())?;
+        super::start_logs(super::LogForm::Text);
+        let dial = Dial::new(&self.server, self.tls_ca.as_deref(), self.token_file.as_deref())?;
         let no_answer = || format!("{} does not answer", self.server);
         let mut client = dial.connect().await.with_context(no_answer)?;
         let described = client.describe(DescribeRequest {}).await.with_context(no_answer)?;

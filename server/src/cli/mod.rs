@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 /// Runs experts of a model for devices that hold only some of them.
@@ -44,13 +44,20 @@ pub(crate) fn parse() -> Command {
     Cli::parse_from(args).command
 }
 
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogForm {
+    Text,
+    Json,
+}
+
 /// Logs go to standard error, from `info` on unless `RUST_LOG` says otherwise.
-fn start_logs(json: bool) {
+fn start_logs(form: LogForm) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match json {
-        true => logs.json().init(),
-        false => logs.with_target(false).init(),
+    match form {
+        LogForm::Json => logs.json().init(),
+        LogForm::Text => logs.with_target(false).init(),
     }
 }
 

@@ -3,16 +3,18 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
 use outrigger_experts::Budget;
-use outrigger_server::{ExpertServer, ServerConfig, bind, check_exposure};
+use outrigger_server::{ExpertServer, ServerConfig, Tenants, bind, check_exposure, serve_metrics};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::transport::{Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-use super::{read, start_logs};
+use super::{LogForm, read, start_logs};
 
 /// Serve experts of a model
 #[derive(Debug, Args)]
@@ -41,6 +43,12 @@ pub(crate) struct Serve {
     /// The private key (PEM) of the certificate
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Admit only devices with a certificate of this authority (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Admit only those with a bearer token of this file: lines of NAME TOKEN [ROWS A SECOND]
+    #[arg(long, value_name = "FILE", env = "OUTRIGGER_TOKENS")]
+    token_file: Option<PathBuf>,
     /// Listen beyond this machine without TLS: anyone on the way can read the activations
     #[arg(long)]
     insecure: bool,
@@ -52,6 +60,20 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value = "4096",
           value_parser = clap::value_parser!(u32).range(1..))]
     queue_rows: u32,
+    /// Connections at a time; those on top are closed at once
+    #[arg(long, value_name = "N", default_value = "4096",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
+    /// Seconds after which a connection without a request is closed
+    #[arg(long, value_name = "S", default_value = "600",
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    idle_timeout: u64,
+    /// Where Prometheus finds /metrics; nowhere if absent
+    #[arg(long, value_name = "ADDR", env = "OUTRIGGER_METRICS")]
+    metrics: Option<SocketAddr>,
+    /// How logs are written
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    log: LogForm,
     /// Write logs, and the line that says where it listens, as JSON
     #[arg(long)]
     json: bool,
@@ -59,17 +81,21 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        start_logs(self.json);
+        start_logs(if self.json { LogForm::Json } else { self.log });
         let tls = self.tls()?;
         check_exposure(self.listen, tls.is_some(), self.insecure)?;
         // Before the model, so that a signal while it opens is not lost.
         let stop = stop_signal()?;
         let (listen, json) = (self.listen, self.json);
-        let server = ExpertServer::open(self.config())?;
+        let metrics = self.metrics;
+        let server = ExpertServer::open(self.config()?)?;
         let incoming = bind(listen).await?;
         let address = incoming.local_addr().context("cannot tell the address")?;
         if tls.is_none() && !address.ip().is_loopback() {
             tracing::warn!("{address} is open to other machines without TLS, as --insecure says");
+        }
+        if let Some(at) = metrics {
+            publish(at, &server).await?;
         }
         announce(address, &server, json)?;
         server.serve(incoming, tls, stop).await?;
@@ -80,12 +106,17 @@ impl Serve {
     fn tls(&self) -> anyhow::Result<Option<ServerTlsConfig>> {
         let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
         let identity = Identity::from_pem(read(cert)?, read(key)?);
-        Ok(Some(ServerTlsConfig::new().identity(identity)))
+        let tls = ServerTlsConfig::new().identity(identity);
+        Ok(Some(match &self.tls_client_ca {
+            Some(ca) => tls.client_ca_root(Certificate::from_pem(read(ca)?)),
+            None => tls,
+        }))
     }
 
-    fn config(self) -> ServerConfig {
+    fn config(self) -> anyhow::Result<ServerConfig> {
         let defaults = ServerConfig::default();
-        ServerConfig {
+        let tenants = self.token_file.as_deref().map(tenants).transpose()?;
+        Ok(ServerConfig {
             model: self.model,
             layers: self.layers,
             experts: self.experts,
@@ -93,9 +124,30 @@ impl Serve {
             expert_cache: self.expert_cache,
             max_rows: self.max_rows,
             queue_rows: self.queue_rows as usize,
+            max_connections: self.max_connections as usize,
+            idle_timeout: Duration::from_secs(self.idle_timeout),
+            tenants,
             ..defaults
-        }
+        })
     }
+}
+
+fn tenants(path: &Path) -> anyhow::Result<Tenants> {
+    let text = std::str::from_utf8(&read(path)?).map(Tenants::parse);
+    text.context("not UTF-8")
+        .and_then(|parsed| Ok(parsed?))
+        .with_context(|| format!("cannot use the tokens of {}", path.display()))
+}
+
+/// Lets Prometheus see the server.
+async fn publish(at: SocketAddr, server: &ExpertServer) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(at)
+        .await
+        .with_context(|| format!("cannot listen on {at} for /metrics"))?;
+    let address = listener.local_addr().context("cannot tell the address")?;
+    tracing::info!("metrics on http://{address}/metrics");
+    tokio::spawn(serve_metrics(listener, server.metrics()));
+    Ok(())
 }
 
 /// One line on standard output once connections are accepted, for people and for scripts.

@@ -13,7 +13,7 @@ fn fixture(model: &str, threads: usize) -> (Engine, Vec<Vec<Work>>) {
     let shard = Shard::new(model.clone(), &config).unwrap();
     let forms = shard.up.iter().filter(|form| **form != Encoding::F16);
     let requests = forms.map(|&form| (1..=5).map(|n| request(&model, form, n)).collect());
-    (Engine::new(&shard, &config).unwrap(), requests.collect())
+    (Engine::new(&shard, &config, Arc::new(Metrics::new())).unwrap(), requests.collect())
 }
 
 /// `n` rows, each with four experts; other `n`, other experts and weights.
@@ -36,7 +36,8 @@ fn request(model: &Model, form: Encoding, n: usize) -> Work {
         (0..n as u32).map(|row| (row, value(row as usize + expert as usize))).collect()
     };
     let groups = chosen.into_iter().map(|expert| ExpertRows { expert, rows: rows(expert) });
-    Work { layer: 1, rows: n, activations, groups: groups.collect(), reply: Encoding::F32 }
+    let (groups, reply) = (groups.collect(), Encoding::F32);
+    Work { layer: 1, rows: n, activations, groups, reply, trace: None }
 }
 
 #[test]
@@ -76,5 +77,5 @@ fn one_request_that_overflows_does_not_spoil_its_company() {
 fn request_like(work: &Work) -> Work {
     let groups = work.groups.iter();
     let groups = groups.map(|g| ExpertRows { expert: g.expert, rows: g.rows.clone() }).collect();
-    Work { groups, activations: work.activations.clone(), ..*work }
+    Work { groups, activations: work.activations.clone(), trace: None, ..*work }
 }

@@ -7,11 +7,17 @@ use super::*;
 type Answer = oneshot::Receiver<Result<Sums, Status>>;
 
 fn shared(limit: usize) -> Shared {
-    Shared { state: Mutex::default(), ready: Condvar::new(), jobs: AtomicUsize::new(0), limit }
+    Shared {
+        state: Mutex::default(),
+        ready: Condvar::new(),
+        jobs: AtomicUsize::new(0),
+        limit,
+        metrics: Arc::new(Metrics::new()),
+    }
 }
 
 fn work(layer: usize, rows: usize, activations: Decoded) -> Work {
-    Work { layer, rows, activations, groups: Vec::new(), reply: Encoding::F32 }
+    Work { layer, rows, activations, groups: Vec::new(), reply: Encoding::F32, trace: None }
 }
 
 fn job(layer: usize, rows: usize) -> (Job, Answer) {

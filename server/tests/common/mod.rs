@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_experts::gguf::{Layout, Writer};
@@ -16,7 +17,7 @@ use outrigger_proto::encoding::{
 };
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{Encoding, ForwardRequest, ForwardResponse, Group};
-use outrigger_server::{ExpertServer, Result, ServerConfig, bind};
+use outrigger_server::{ExpertServer, Metrics, Result, ServerConfig, bind};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -47,12 +48,14 @@ pub(crate) struct Running {
     pub(crate) url: String,
     pub(crate) client: ExpertsClient<Channel>,
     pub(crate) channel: Channel,
+    pub(crate) metrics: Arc<Metrics>,
     stop: oneshot::Sender<()>,
     served: JoinHandle<Result<()>>,
 }
 
 pub(crate) async fn start(config: ServerConfig) -> Running {
     let server = ExpertServer::open(config).unwrap();
+    let metrics = server.metrics();
     let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let url = format!("http://{}", incoming.local_addr().unwrap());
     let (stop, stopped) = oneshot::channel();
@@ -66,15 +69,29 @@ pub(crate) async fn start(config: ServerConfig) -> Running {
         .await
         .expect("connects");
     let client = ExpertsClient::new(channel.clone()).max_decoding_message_size(64 << 20);
-    Running { url, client, channel, stop, served }
+    Running { url, client, channel, metrics, stop, served }
 }
 
 impl Running {
+    /// The value of a line of the metrics, 0 if there is none.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        metric(&self.metrics, name)
+    }
+
     /// Asks the server to stop, without waiting.
     pub(crate) fn ask_to_stop(self) -> JoinHandle<Result<()>> {
         self.stop.send(()).expect("the server runs");
         self.served
     }
+}
+
+/// The value of a line of the metrics, labels included in `name`; 0 if there is none.
+pub(crate) fn metric(metrics: &Metrics, name: &str) -> f64 {
+    let text = metrics.text();
+    let line = text.lines().find_map(|line| {
+        line.strip_prefix("outrigger_server_")?.strip_prefix(name)?.strip_prefix(' ')
+    });
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 /// One expert with the rows that it runs for and their weights.

@@ -13,8 +13,11 @@ use outrigger_proto::v1::{DescribeResponse, Encoding, ForwardRequest, Group, Hel
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tonic::Status;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
 
 /// A device whose call failed waits so long before the next.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -22,10 +25,45 @@ const AFTER_ERROR: Duration = Duration::from_millis(100);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How devices reach the server.
-pub(super) struct Dial(Endpoint);
+pub(super) struct Dial {
+    endpoint: Endpoint,
+    credentials: Credentials,
+}
+
+pub(super) type Client = ExpertsClient<InterceptedService<Channel, Credentials>>;
+
+/// The bearer token, if there is one.
+#[derive(Clone)]
+pub(super) struct Credentials(Option<AsciiMetadataValue>);
+
+impl Credentials {
+    fn read(path: Option<&Path>) -> anyhow::Result<Credentials> {
+        let Some(path) = path else { return Ok(Credentials(None)) };
+        let token = String::from_utf8(crate::cli::read(path)?).ok();
+        let value = token.and_then(|token| format!("Bearer {}", token.trim()).parse().ok());
+        let mut value: AsciiMetadataValue =
+            value.with_context(|| format!("{}: found no token", path.display()))?;
+        value.set_sensitive(true);
+        Ok(Credentials(Some(value)))
+    }
+}
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
 
 impl Dial {
-    pub(super) fn new(server: &str, tls_ca: Option<&Path>) -> anyhow::Result<Dial> {
+    pub(super) fn new(
+        server: &str,
+        tls_ca: Option<&Path>,
+        token_file: Option<&Path>,
+    ) -> anyhow::Result<Dial> {
+        let credentials = Credentials::read(token_file)?;
         let url =
             if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let https = url.starts_with("https:");
@@ -34,18 +72,19 @@ impl Dial {
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true);
         if !https {
-            return Ok(Dial(endpoint));
+            return Ok(Dial { endpoint, credentials });
         }
         let tls = match tls_ca {
             Some(path) => ClientTlsConfig::new()
                 .ca_certificate(Certificate::from_pem(crate::cli::read(path)?)),
             None => ClientTlsConfig::new().with_enabled_roots(),
         };
-        Ok(Dial(endpoint.tls_config(tls)?))
+        Ok(Dial { endpoint: endpoint.tls_config(tls)?, credentials })
     }
 
-    pub(super) async fn connect(&self) -> anyhow::Result<ExpertsClient<Channel>> {
-        Ok(ExpertsClient::new(self.0.connect().await?))
+    pub(super) async fn connect(&self) -> anyhow::Result<Client> {
+        let channel = self.endpoint.connect().await?;
+        Ok(ExpertsClient::with_interceptor(channel, self.credentials.clone()))
     }
 }
 
@@ -159,18 +198,13 @@ impl Tally {
 
 /// One device.
 pub(super) struct Device {
-    client: ExpertsClient<Channel>,
+    client: Client,
     work: Work,
     random: ChaCha8Rng,
 }
 
 impl Device {
-    pub(super) fn new(
-        client: ExpertsClient<Channel>,
-        work: Work,
-        seed: u64,
-        number: u32,
-    ) -> Device {
+    pub(super) fn new(client: Client, work: Work, seed: u64, number: u32) -> Device {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(u64::from(number) + 1);
         Device { client, work, random }

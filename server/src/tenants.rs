@@ -1,0 +1,170 @@
+//! Who may ask, and how much.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use subtle::ConstantTimeEq as _;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::service::Interceptor;
+use tonic::{Request, Status};
+
+use crate::connection::Due;
+use crate::metrics::Metrics;
+use crate::queue::sent_away;
+use crate::{Error, Result};
+
+/// A shorter token could be guessed.
+const MIN_TOKEN_BYTES: usize = 16;
+
+/// Those who may ask, each with a bearer token and perhaps a quota.
+#[derive(Clone, Debug)]
+pub struct Tenants(Vec<Arc<Tenant>>);
+
+/// One of them.
+pub(crate) struct Tenant {
+    pub(crate) name: String,
+    token: String,
+    quota: Option<Quota>,
+}
+
+impl Tenants {
+    /// Reads a line for each tenant: its name, its token, and the rows times experts that it may have computed a
+    /// second, without limit if there is no such number. Empty lines and those that begin with `#` are comments.
+    ///
+    /// # Errors
+    /// [`Error::Tenants`] with the line, for anything else; a name or a token that comes twice; no tenant at all.
+    pub fn parse(text: &str) -> Result<Tenants> {
+        let mut tenants: Vec<Arc<Tenant>> = Vec::new();
+        for (line, text) in (1..).zip(text.lines()) {
+            let text = text.trim();
+            if text.is_empty() || text.starts_with('#') {
+                continue;
+            }
+            let tenant = Tenant::parse(text).and_then(|tenant| {
+                let twice =
+                    tenants.iter().any(|t| t.name == tenant.name || t.token == tenant.token);
+                if twice { Err("a name or a token for the second time") } else { Ok(tenant) }
+            });
+            tenants.push(Arc::new(tenant.map_err(|found| Error::Tenants { line, found })?));
+        }
+        if tenants.is_empty() {
+            return Err(Error::Tenants { line: 1, found: "nobody in the whole file" });
+        }
+        Ok(Tenants(tenants))
+    }
+
+    /// Whose bearer token the metadata have. Looks at every token in full, so that the time tells nothing about them
+    /// but their length.
+    fn authenticate(&self, metadata: &MetadataMap) -> Result<&Arc<Tenant>, Status> {
+        let given =
+            metadata.get("authorization").map_or(&b""[..], |value| value.as_encoded_bytes());
+        let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
+        let mut found = None;
+        for tenant in &self.0 {
+            if bool::from(tenant.token.as_bytes().ct_eq(given)) {
+                found = Some(tenant);
+            }
+        }
+        found.ok_or_else(|| {
+            Status::unauthenticated("authorization: expected a bearer token of this server's")
+        })
+    }
+}
+
+impl Tenant {
+    fn parse(line: &str) -> Result<Tenant, &'static str> {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (name, token, quota) = match fields[..] {
+            [name, token] => (name, token, None),
+            [name, token, rows] => match rows.parse::<u32>() {
+                Ok(rows @ 1..) => (name, token, Some(Quota::new(rows))),
+                _ => return Err("a quota that is no number from 1"),
+            },
+            _ => return Err("not two or three fields"),
+        };
+        if token.len() < MIN_TOKEN_BYTES {
+            return Err("a token of fewer than 16 characters");
+        }
+        Ok(Tenant { name: name.to_owned(), token: token.to_owned(), quota })
+    }
+
+    /// Takes `rows` from the quota.
+    ///
+    /// # Errors
+    /// RESOURCE_EXHAUSTED with the time until there is something again.
+    pub(crate) fn take(&self, rows: usize) -> Result<(), Status> {
+        let Some(quota) = &self.quota else { return Ok(()) };
+        quota.take(rows).map_err(|wait| {
+            let message =
+                format!("the quota of {} is used up: {} rows a second", self.name, quota.rate);
+            sent_away(tonic::Code::ResourceExhausted, message, wait)
+        })
+    }
+}
+
+impl std::fmt::Debug for Tenant {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Tenant").field(&self.name).finish()
+    }
+}
+
+/// A bucket that fills at `rate` up to what flows in a second. Whoever finds something in it takes what it needs, into
+/// debt if need be, so that a request larger than the bucket passes too.
+struct Quota {
+    rate: f64,
+    bucket: Mutex<Bucket>,
+}
+
+struct Bucket {
+    level: f64,
+    at: Instant,
+}
+
+impl Quota {
+    fn new(rows: u32) -> Quota {
+        let rate = f64::from(rows);
+        Quota { rate, bucket: Mutex::new(Bucket { level: rate, at: Instant::now() }) }
+    }
+
+    /// Fails with the time until the bucket is no longer empty.
+    fn take(&self, rows: usize) -> Result<(), Duration> {
+        let mut bucket = self.bucket.lock().expect("nothing panics under this lock");
+        let now = Instant::now();
+        let flowed = (now - bucket.at).as_secs_f64() * self.rate;
+        *bucket = Bucket { level: (bucket.level + flowed).min(self.rate), at: now };
+        if bucket.level <= 0.0 {
+            return Err(Duration::from_secs_f64((1.0 - bucket.level) / self.rate));
+        }
+        bucket.level -= rows as f64;
+        Ok(())
+    }
+}
+
+/// At the door of every service: the connection is in use, and the caller is known.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) metrics: Arc<Metrics>,
+    /// `None`: everyone may come in.
+    pub(crate) tenants: Option<Tenants>,
+}
+
+impl Interceptor for Door {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(due) = request.extensions().get::<Due>() {
+            due.put_off();
+        }
+        if let Some(tenants) = &self.tenants {
+            let tenant = tenants.authenticate(request.metadata()).inspect_err(|status| {
+                self.metrics.request(status.code(), None);
+            })?;
+            let tenant = tenant.clone();
+            request.extensions_mut().insert(tenant);
+        }
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests;

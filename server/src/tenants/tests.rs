@@ -1,0 +1,88 @@
+use tonic::Code;
+
+use super::*;
+
+const HEART: &str = "heart-0123456789abcdef";
+const LUNG: &str = "lung-0123456789abcdefg";
+
+fn tenants() -> Tenants {
+    Tenants::parse(&format!("# ours\n\nheart {HEART}\n  lung\t{LUNG}  100 \n")).unwrap()
+}
+
+fn who(authorization: Option<&str>) -> Option<String> {
+    let mut metadata = MetadataMap::new();
+    if let Some(value) = authorization {
+        metadata.insert("authorization", value.parse().unwrap());
+    }
+    match tenants().authenticate(&metadata) {
+        Ok(tenant) => Some(tenant.name.clone()),
+        Err(status) => {
+            assert_eq!(status.code(), Code::Unauthenticated);
+            None
+        }
+    }
+}
+
+#[test]
+fn a_token_is_known_in_full_or_not_at_all() {
+    assert_eq!(who(Some(&format!("Bearer {HEART}"))).as_deref(), Some("heart"));
+    assert_eq!(who(Some(&format!("Bearer {LUNG}"))).as_deref(), Some("lung"));
+    for wrong in [
+        "Bearer ".to_owned(),
+        HEART.to_owned(),
+        format!("Basic {HEART}"),
+        format!("Bearer {}", &HEART[..HEART.len() - 1]),
+        format!("Bearer {HEART}x"),
+        format!("Bearer {}", HEART.to_uppercase()),
+    ] {
+        assert_eq!(who(Some(&wrong)), None, "{wrong}");
+    }
+    assert_eq!(who(None), None);
+}
+
+#[test]
+fn a_bad_file_names_the_line() {
+    let message = |text: &str| Tenants::parse(text).unwrap_err().to_string();
+    for (text, begins) in [
+        ("", "line 1: nobody"),
+        ("# nobody\n", "line 1: nobody"),
+        ("heart\n", "line 1: not two or three fields"),
+        ("\nheart short\n", "line 2: a token of fewer"),
+        (&format!("heart {HEART} 0"), "line 1: a quota"),
+        (&format!("heart {HEART} many"), "line 1: a quota"),
+        (&format!("heart {HEART}\nlung {HEART}"), "line 2: a name or a token"),
+        (&format!("heart {HEART}\nheart {LUNG}"), "line 2: a name or a token"),
+    ] {
+        assert!(message(text).starts_with(begins), "{text:?}: {}", message(text));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quota_is_what_flows_in_a_second_and_debts_are_paid() {
+    let quota = Quota::new(100);
+    quota.take(60).unwrap();
+    quota.take(90).unwrap();
+    // 50 in debt: half a second, and until there is one.
+    assert_eq!(quota.take(1).unwrap_err(), Duration::from_millis(510));
+    tokio::time::advance(Duration::from_millis(490)).await;
+    quota.take(1).unwrap_err();
+    tokio::time::advance(Duration::from_millis(20)).await;
+    quota.take(1).unwrap();
+    // An hour's silence saves up a second's worth.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    quota.take(100).unwrap();
+    quota.take(1).unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_over_the_quota_is_told_when_to_come_back() {
+    let tenants = tenants();
+    let [heart, lung] = &tenants.0[..] else { panic!("two tenants") };
+    lung.take(200).unwrap();
+    let status = lung.take(1).unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(status.metadata().get("grpc-retry-pushback-ms").unwrap(), "1010");
+    assert!(!format!("{tenants:?} {status}").contains(LUNG));
+    heart.take(1_000_000).unwrap();
+    heart.take(1_000_000).unwrap();
+}

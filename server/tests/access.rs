@@ -1,0 +1,206 @@
+//! Who may come in, for how long, and how much of the server each may have.
+
+mod common;
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use common::*;
+use hyper_util::rt::TokioIo;
+use outrigger_experts::Model;
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeRequest, Encoding};
+use outrigger_server::{Compute, ExpertServer, ServerConfig, Tenants, bind};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::StreamExt as _;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+
+const HEART: &str = "heart-0123456789abcdef";
+const LUNG: &str = "lung-0123456789abcdefg";
+
+fn with_token<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+fn tenants() -> ServerConfig {
+    let tenants = Tenants::parse(&format!("heart {HEART}\nlung {LUNG} 10")).unwrap();
+    ServerConfig { tenants: Some(tenants), ..config(&demo()) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_token_only_health_is_told() {
+    let mut server = start(tenants()).await;
+    let code = |result: Result<_, tonic::Status>| result.map(|_| ()).unwrap_err().code();
+    assert_eq!(code(server.client.describe(DescribeRequest {}).await), Code::Unauthenticated);
+    let wrong = with_token(DescribeRequest {}, "heart-0123456789abcdeX");
+    assert_eq!(code(server.client.describe(wrong).await), Code::Unauthenticated);
+    server.client.describe(with_token(DescribeRequest {}, HEART)).await.unwrap();
+
+    let mut reflection = ServerReflectionClient::new(server.channel.clone());
+    let refused = reflection.server_reflection_info(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let mut health = HealthClient::new(server.channel.clone());
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(server.metric(r#"requests_total{code="UNAUTHENTICATED",tenant=""}"#), 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greedy_tenant_is_sent_away_and_the_other_is_not() {
+    let model = Model::open(&demo()).unwrap();
+    let mut server = start(tenants()).await;
+    let request = Job::random(&model, 0, 50, 4, 1).request(&model, Encoding::Q80);
+    server.client.forward(with_token(request.clone(), LUNG)).await.unwrap();
+    // 200 rows times experts, of 10 a second.
+    let status = server.client.forward(with_token(request.clone(), LUNG)).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
+    for _ in 0..3 {
+        server.client.forward(with_token(request.clone(), HEART)).await.unwrap();
+    }
+    assert_eq!(server.metric(r#"requests_total{code="RESOURCE_EXHAUSTED",tenant="lung"}"#), 1.0);
+    assert_eq!(server.metric(r#"requests_total{code="OK",tenant="heart"}"#), 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_on_top_are_closed_and_a_place_that_is_left_is_given_again() {
+    let mut server = start(ServerConfig { max_connections: 2, ..config(&demo()) }).await;
+    server.client.describe(DescribeRequest {}).await.unwrap();
+    let address = server.url.strip_prefix("http://").unwrap();
+    let second = TcpStream::connect(address).await.unwrap();
+    while server.metric("connections") < 2.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let mut third = TcpStream::connect(address).await.unwrap();
+    assert_eq!(timeout(LONG, third.read(&mut [0])).await.unwrap().unwrap(), 0);
+    assert_eq!(server.metric("connections_refused_total"), 1.0);
+    drop(second);
+    while server.metric("connections") > 1.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let channel = Endpoint::from_shared(server.url.clone()).unwrap().connect().await.unwrap();
+    ExpertsClient::new(channel).describe(DescribeRequest {}).await.unwrap();
+    server.client.describe(DescribeRequest {}).await.unwrap();
+}
+
+/// A server on one connection, in virtual time.
+fn serve_one(far: DuplexStream) -> std::sync::Arc<outrigger_server::Metrics> {
+    let server = ExpertServer::open(ServerConfig {
+        compute: Compute::Inline,
+        threads: 1,
+        first_request_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(600),
+        ..config(&demo())
+    });
+    let server = server.unwrap();
+    let metrics = server.metrics();
+    let incoming = tokio_stream::once(Ok::<_, io::Error>(far)).chain(tokio_stream::pending());
+    tokio::spawn(server.serve(incoming, None, std::future::pending()));
+    metrics
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_makes_no_request_is_cut_off_however_busy_it_looks() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for slow in [false, true] {
+        let (near, far) = duplex(64 << 10);
+        let metrics = serve_one(far);
+        let started = Instant::now();
+        let (mut reader, mut writer) = tokio::io::split(near);
+        let writing = tokio::spawn(async move {
+            for byte in preface {
+                if slow {
+                    sleep(Duration::from_secs(1)).await;
+                }
+                if writer.write_all(&[*byte]).await.is_err() {
+                    return;
+                }
+            }
+            std::future::pending().await
+        });
+        reader.read_to_end(&mut Vec::new()).await.unwrap();
+        assert_eq!(started.elapsed().as_secs(), 10, "slow: {slow}");
+        assert_eq!(metric(&metrics, "connections_idle_closed_total"), 1.0);
+        writing.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_request_puts_the_end_off() {
+    let (near, far) = duplex(64 << 10);
+    let metrics = serve_one(far);
+    let near = Mutex::new(Some(TokioIo::new(near)));
+    let connect = tower::service_fn(move |_| {
+        let near = near.lock().unwrap().take().expect("connects once");
+        async move { Ok::<_, Infallible>(near) }
+    });
+    let endpoint = Endpoint::from_static("http://server.test:7070");
+    let channel = endpoint.connect_with_connector(connect).await.unwrap();
+    let mut client = ExpertsClient::new(channel);
+    for _ in 0..3 {
+        client.describe(DescribeRequest {}).await.unwrap();
+        sleep(Duration::from_secs(590)).await;
+        assert_eq!(metric(&metrics, "connections"), 1.0);
+    }
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(metric(&metrics, "connections"), 0.0);
+    assert_eq!(metric(&metrics, "connections_idle_closed_total"), 1.0);
+}
+
+/// An authority, and the certificates that it signs for `localhost`.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { pem, issuer: Issuer::new(params, key) }
+    }
+
+    fn identity(&self) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        Identity::from_pem(certificate.pem(), key.serialize_pem())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_an_authority_for_devices_only_its_own_come_in() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let tls = ServerTlsConfig::new()
+        .identity(ours.identity())
+        .client_ca_root(Certificate::from_pem(&ours.pem));
+    let server = ExpertServer::open(config(&demo())).unwrap();
+    let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
+    tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
+    let call = async |identity: Option<Identity>| {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ours.pem));
+        let tls = match identity {
+            Some(identity) => tls.identity(identity),
+            None => tls,
+        };
+        let endpoint = Endpoint::from_shared(url.clone()).unwrap().tls_config(tls).unwrap();
+        let mut client = ExpertsClient::new(endpoint.timeout(LONG).connect().await.ok()?);
+        client.describe(DescribeRequest {}).await.ok()
+    };
+    assert!(call(Some(ours.identity())).await.is_some());
+    assert!(call(Some(other.identity())).await.is_none());
+    assert!(call(None).await.is_none());
+}
