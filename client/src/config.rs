@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub use outrigger_experts::{Budget, Elsewhere};
 pub use outrigger_router::Policy;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
 /// What to do with an expert that nobody can run in time.
@@ -86,6 +87,39 @@ impl std::fmt::Debug for Dial {
     }
 }
 
+/// The bearer token that a device shows to its servers.
+#[derive(Clone)]
+pub struct BearerToken(AsciiMetadataValue);
+
+impl BearerToken {
+    pub(crate) fn header(&self) -> AsciiMetadataValue {
+        self.0.clone()
+    }
+}
+
+impl FromStr for BearerToken {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<BearerToken, String> {
+        let bad = || "found no token: expected one word of visible ASCII".to_owned();
+        let text = text.trim();
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(bad());
+        }
+        let mut header: AsciiMetadataValue = format!("Bearer {text}").parse().map_err(|_| bad())?;
+        // Not to be kept in the compression tables of the connection.
+        header.set_sensitive(true);
+        Ok(BearerToken(header))
+    }
+}
+
+impl std::fmt::Debug for BearerToken {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BearerToken")
+    }
+}
+
 /// What an [`Engine`](crate::Engine) is opened with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -95,6 +129,8 @@ pub struct EngineConfig {
     pub servers: Vec<String>,
     /// Certificate authority (PEM) for `https` servers; the system's roots if absent.
     pub tls_ca: Option<PathBuf>,
+    /// What the servers know this device by, if they want to.
+    pub token: Option<BearerToken>,
     /// Memory for experts.
     pub expert_cache: Budget,
     /// Where the experts are that the cache does not hold.
@@ -131,6 +167,7 @@ impl EngineConfig {
             model: model.into(),
             servers: Vec::new(),
             tls_ca: None,
+            token: None,
             expert_cache: Budget::Fraction(1.0),
             elsewhere: Elsewhere::Cold,
             on_miss: OnMiss::Degrade,

@@ -122,9 +122,10 @@ impl Forward<'_> {
         let tensors = &engine.model.layers[layer];
         self.attend(layer, tensors);
         self.norm(&engine.trunk.layers[layer].ffn_norm);
-        let Scratch { x, acts, moe, .. } = &mut *self.scratch;
+        let Scratch { positions, x, acts, moe, .. } = &mut *self.scratch;
         multiply(engine, &tensors.router, acts, &mut moe.router_logits);
-        Moe { engine, layer, deadline, h: acts, scratch: moe, pass }.run(x).await
+        let token = positions.first().map_or(0, |position| *position);
+        Moe { engine, layer, token, deadline, h: acts, scratch: moe, pass }.run(x).await
     }
 
     /// x = the rows' embeddings

@@ -42,7 +42,7 @@ pub mod text;
 pub mod trace;
 mod trunk;
 
-pub use config::{Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use config::{BearerToken, Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use fleet::ServerStatus;

@@ -39,6 +39,8 @@ impl MoeScratch {
 pub(crate) struct Moe<'a> {
     pub(crate) engine: &'a Engine,
     pub(crate) layer: usize,
+    /// Position of the first row.
+    pub(crate) token: usize,
     /// When the pass stops waiting for servers.
     pub(crate) deadline: Instant,
     /// The normed rows.
@@ -126,7 +128,7 @@ impl Moe<'_> {
         if !shares.is_empty() {
             self.h.quantize(format);
         }
-        Outgoing { layer: self.layer, shares, x: self.h, format }
+        Outgoing { layer: self.layer, token: self.token, shares, x: self.h, format }
     }
 
     /// The form in which the experts of the layer read their input, so that the wire rounds nothing that the device

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, OnMiss, Policy, Reply, SamplerConfig};
+use outrigger::{
+    BearerToken, Budget, Elsewhere, Engine, EngineConfig, OnMiss, Policy, Reply, SamplerConfig,
+};
 
 /// Which model, on how much of the machine.
 #[derive(Debug, Args)]
@@ -39,6 +41,12 @@ pub(crate) struct PlacementArgs {
     /// Certificate authority (PEM) for https servers [default: the system's]
     #[arg(long, env = "OUTRIGGER_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+    /// File with the bearer token to show to servers [default: what OUTRIGGER_TOKEN says, if anything]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Nothing leaves the device, whatever is configured: no server is ever asked
+    #[arg(long)]
+    private: bool,
     /// Memory for experts: a size (2GiB) or a share of all experts (40%)
     #[arg(long, env = "OUTRIGGER_EXPERT_CACHE", value_name = "SIZE|PCT", default_value = "100%")]
     pub(crate) expert_cache: Budget,
@@ -131,7 +139,12 @@ impl PlacementArgs {
             None => None,
         };
         config.prior = self.prior;
-        config.servers = self.servers.clone();
+        if self.private {
+            eprintln!("private: nothing leaves this device; servers given: {}", self.servers.len());
+        } else {
+            config.servers = self.servers.clone();
+            config.token = self.token()?;
+        }
         config.tls_ca = self.tls_ca.clone();
         config.expert_cache = self.expert_cache;
         config.elsewhere = self.elsewhere;
@@ -142,6 +155,19 @@ impl PlacementArgs {
         config.trace = self.trace.clone();
         compute.apply(&mut config);
         Ok(config)
+    }
+
+    fn token(&self) -> Result<Option<BearerToken>> {
+        let (text, from) = match (&self.token_file, std::env::var("OUTRIGGER_TOKEN")) {
+            (Some(path), _) => {
+                let from = path.display().to_string();
+                let text = std::fs::read_to_string(path);
+                (text.with_context(|| format!("cannot read {from}"))?, from)
+            }
+            (None, Ok(text)) => (text, "OUTRIGGER_TOKEN".to_owned()),
+            (None, Err(_)) => return Ok(None),
+        };
+        text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
 }
 

@@ -14,9 +14,14 @@ use tokio::time::Instant;
 use super::Fleet;
 use crate::config::{OnMiss, Reply};
 
+/// The header that carries a call's name.
+const REQUEST_ID: &str = "x-request-id";
+
 /// What goes to the servers for one layer.
 pub(crate) struct Outgoing<'a> {
     pub(crate) layer: usize,
+    /// Position of the pass's first row, which with the layer names the calls in logs on both sides.
+    pub(crate) token: usize,
     /// Each server's share, by ascending server.
     pub(crate) shares: Vec<(u16, Vec<Group>)>,
     /// The layer's normed activations, already in `format`.
@@ -101,6 +106,7 @@ pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) ->
             reply: reply_encoding(fleet.config.reply).into(),
         };
         let bytes_up = request.encoded_len() as u64;
+        let name = format!("t{}-l{}", outgoing.token, outgoing.layer);
         let width = fleet.identity.width;
         let started = Instant::now();
         let expert_rows = share.iter().map(|group| group.rows.len()).sum();
@@ -112,7 +118,9 @@ pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) ->
             let expected = Expected::of(&request, &share, width);
             let called = async {
                 let mut client = server.client().ok_or_else(CallError::gone)?;
-                Ok(client.forward(request).await?.into_inner())
+                let mut call = tonic::Request::new(request);
+                call.metadata_mut().insert(REQUEST_ID, name.parse().expect("it is ASCII"));
+                Ok(client.forward(call).await?.into_inner())
             };
             let response = match tokio::time::timeout_at(deadline, called).await {
                 Ok(response) => response,

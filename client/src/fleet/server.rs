@@ -8,11 +8,14 @@ use outrigger_proto::v1::{DescribeRequest, DescribeResponse};
 use outrigger_router::{Link, LinkConfig, State as LinkState};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
 
 use super::dispatch::CallError;
 use super::{Identity, RosterEntry, ServerStatus};
-use crate::config::{Dial, EngineConfig};
+use crate::config::{BearerToken, Dial, EngineConfig};
 use crate::error::{Error, Result};
 
 /// How long a connection may take to open, and a probe to be answered.
@@ -49,11 +52,27 @@ impl Held {
     }
 }
 
+/// A connection on which every call shows the device's token.
+pub(super) type Client = ExpertsClient<InterceptedService<Channel, Credentials>>;
+
+#[derive(Clone, Debug)]
+pub(super) struct Credentials(Option<BearerToken>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.header());
+        }
+        Ok(request)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) id: u16,
     url: String,
     endpoint: Endpoint,
+    credentials: Credentials,
     dial: Dial,
     identity: Arc<Identity>,
     state: Mutex<State>,
@@ -73,7 +92,7 @@ struct State {
 
 #[derive(Clone, Debug)]
 struct Peer {
-    client: ExpertsClient<Channel>,
+    client: Client,
     held: Arc<Held>,
     /// Rows that it takes in one request.
     max_rows: usize,
@@ -93,6 +112,7 @@ impl Server {
             id,
             url: url.to_owned(),
             endpoint: endpoint(url, config)?,
+            credentials: Credentials(config.token.clone()),
             dial: config.dial.clone(),
             identity,
             state: Mutex::new(State { link, peer: None, fault: None }),
@@ -147,7 +167,8 @@ impl Server {
     async fn describe(&self, known: Option<Peer>) -> Result<Peer, CallError> {
         let mut client = match known {
             Some(peer) => peer.client,
-            None => ExpertsClient::new(self.dial.dial(self.endpoint.clone()))
+            None => self
+                .connection()
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES),
         };
@@ -170,8 +191,13 @@ impl Server {
         Ok(Peer { client, held, max_rows })
     }
 
+    fn connection(&self) -> Client {
+        let channel = self.dial.dial(self.endpoint.clone());
+        ExpertsClient::with_interceptor(channel, self.credentials.clone())
+    }
+
     /// The connection, if calls may go out now.
-    pub(super) fn client(&self) -> Option<ExpertsClient<Channel>> {
+    pub(super) fn client(&self) -> Option<Client> {
         let now = self.now();
         let state = self.state();
         if state.link.may_send(now) {
