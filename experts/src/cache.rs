@@ -5,8 +5,8 @@
 //! layers in order, over and over: in one LRU for all layers such a cyclic scan evicts each layer
 //! just before its turn comes, and below one token's working set it hits nothing at all. With a
 //! share of its own a layer loses experts only to itself, so that cliff is left in one place: a share
-//! smaller than the experts that a token uses in that layer. There [`Cache`] stops trusting recency
-//! (see [`KEEP_EVERY`]) and [`Cache::cliff`] says so to the user.
+//! smaller than the experts that a token uses in that layer. There [`Lru`] stops trusting recency,
+//! and [`Cache::cliff`] says so to the user.
 
 mod budget;
 mod eviction;
@@ -14,15 +14,10 @@ mod eviction;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::AddAssign;
 
 pub use budget::{Budget, Elsewhere};
 pub use eviction::{Eviction, Lru};
-
-/// In a layer below one token's working set, one newcomer in so many is kept; the others only pass
-/// through and leave when they are released, so that most of the share stays put and is hit again, yet
-/// follows a changing text. This is bimodal insertion: Qureshi et
-/// al., "Adaptive Insertion Policies for High Performance Caching", ISCA 2007, with its 1/32.
-const KEEP_EVERY: u32 = 32;
 
 /// The decisions of the expert cache. It knows ids, sizes and pins; its caller moves the bytes.
 pub struct Cache {
@@ -52,6 +47,15 @@ pub struct LayerStats {
     pub evictions: u64,
     /// Bytes of experts faulted in.
     pub bytes_read: u64,
+}
+
+impl AddAssign for LayerStats {
+    fn add_assign(&mut self, other: LayerStats) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+        self.evictions += other.evictions;
+        self.bytes_read += other.bytes_read;
+    }
 }
 
 impl Cache {
@@ -100,7 +104,7 @@ impl Cache {
                 decision.evict.push(victim);
             }
             layer.stats.misses += 1;
-            let passing = guarded && !layer.keeps_next();
+            let passing = guarded && !layer.eviction.keeps_newcomer();
             layer.resident.insert(expert, Resident { pins: 1, passing });
             decision.admit.push(expert);
         }
@@ -133,7 +137,7 @@ impl Cache {
             }
             layer.stats.misses += 1;
             if layer.resident.len() >= layer.slots {
-                if guarded && !layer.keeps_next() {
+                if guarded && !layer.eviction.keeps_newcomer() {
                     continue;
                 }
                 let Some(victim) = layer.evict(experts) else { continue };
@@ -240,8 +244,6 @@ struct Layer {
     expert_bytes: u64,
     /// How many experts the layer's share of the budget holds.
     slots: usize,
-    /// Newcomers since the last that was kept, while guarded.
-    passed: u32,
     stats: LayerStats,
 }
 
@@ -255,7 +257,7 @@ struct Resident {
 impl Layer {
     fn new(expert_bytes: u64, eviction: Box<dyn Eviction>) -> Layer {
         let (resident, stats) = (BTreeMap::new(), LayerStats::default());
-        Layer { resident, eviction, expert_bytes, slots: 0, passed: 0, stats }
+        Layer { resident, eviction, expert_bytes, slots: 0, stats }
     }
 
     fn hit(&mut self, expert: &u16) {
@@ -264,12 +266,6 @@ impl Layer {
             resident.passing = false;
             self.stats.hits += 1;
         }
-    }
-
-    /// Whether the next newcomer of a guarded layer is the one that is kept.
-    fn keeps_next(&mut self) -> bool {
-        self.passed = (self.passed + 1) % KEEP_EVERY;
-        self.passed == 0
     }
 
     /// Removes the expert of the least worth that is neither pinned nor in `keep`.

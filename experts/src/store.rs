@@ -41,10 +41,7 @@ impl CacheStats {
     pub fn total(&self) -> LayerStats {
         let mut total = LayerStats::default();
         for layer in &self.layers {
-            total.hits += layer.hits;
-            total.misses += layer.misses;
-            total.evictions += layer.evictions;
-            total.bytes_read += layer.bytes_read;
+            total += *layer;
         }
         total
     }

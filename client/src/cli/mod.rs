@@ -9,6 +9,7 @@ mod eval;
 mod inspect;
 mod pack;
 mod proxy;
+mod replay;
 mod run;
 mod simulate;
 mod synth;
@@ -42,6 +43,8 @@ enum Command {
     Pack(pack::Pack),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Replay routing traces against cache sizes and policies
+    Replay(replay::Replay),
     /// Write a random-weight model at real dimensions
     Synth(synth::Synth),
     /// Simulate a device on a bad network, in virtual time
@@ -65,6 +68,7 @@ impl Cli {
             Command::Eval(eval) => eval.run().await,
             Command::Pack(pack) => pack.run().await,
             Command::Bench(bench) => bench.run().await,
+            Command::Replay(replay) => replay.run(),
             Command::Synth(synth) => synth.run(),
             Command::Simulate(simulate) => simulate.run(),
             Command::Proxy(proxy) => proxy.run().await,

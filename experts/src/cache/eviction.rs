@@ -8,7 +8,18 @@ pub trait Eviction: Send {
     /// What keeping an expert is worth, after what was used so far. The least leaves first, and of
     /// equals the lowest id.
     fn worth(&self, expert: u16) -> f64;
+
+    /// Whether the next newcomer stays, in a layer whose share is below one token's working set, or
+    /// only passes through and leaves when it is released.
+    fn keeps_newcomer(&mut self) -> bool {
+        true
+    }
 }
+
+/// In a layer below one token's working set, [`Lru`] keeps one newcomer in so many, so that most of the
+/// share stays put and is hit again, yet follows a changing text. This is bimodal insertion: Qureshi
+/// et al., "Adaptive Insertion Policies for High Performance Caching", ISCA 2007, with its 1/32.
+const KEEP_EVERY: u32 = 32;
 
 /// The least recently used leaves first.
 #[derive(Debug)]
@@ -16,12 +27,14 @@ pub struct Lru {
     uses: u64,
     /// By expert, the use that was its last; 0 before the first.
     last: Vec<u64>,
+    /// Newcomers since the last that was kept, while not all are.
+    passed: u32,
 }
 
 impl Lru {
     /// For a layer of `n_experts` that were never used.
     pub fn new(n_experts: usize) -> Lru {
-        Lru { uses: 0, last: vec![0; n_experts] }
+        Lru { uses: 0, last: vec![0; n_experts], passed: 0 }
     }
 }
 
@@ -33,5 +46,10 @@ impl Eviction for Lru {
 
     fn worth(&self, expert: u16) -> f64 {
         self.last[usize::from(expert)] as f64
+    }
+
+    fn keeps_newcomer(&mut self) -> bool {
+        self.passed = (self.passed + 1) % KEEP_EVERY;
+        self.passed == 0
     }
 }
