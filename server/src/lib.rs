@@ -27,5 +27,5 @@ pub use config::{Compute, ServerConfig};
 pub use error::{Error, Result};
 pub use listen::{bind, check_exposure};
 pub use metrics::{Metrics, serve_metrics};
-pub use serve::ExpertServer;
+pub use serve::{ExpertServer, serve_health};
 pub use tenants::Tenants;

@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::server::{Connected, Router};
+use tonic::transport::server::{Connected, Router, TcpIncoming};
 use tonic::transport::{Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
@@ -39,6 +39,9 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const FRAME_BYTES: u32 = 256 << 10;
 /// Bytes of all headers of a request.
 const HEADER_BYTES: u32 = 16 << 10;
+/// How long a probe may stay, and its requests in flight.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_PROBES: u32 = 8;
 
 /// A model, or a part of it, ready to be served.
 pub struct ExpertServer {
@@ -47,6 +50,7 @@ pub struct ExpertServer {
     /// Resolves when the compute thread has ended, if there is one.
     compute_ended: Option<oneshot::Receiver<()>>,
     metrics: Arc<Metrics>,
+    health: HealthReporter,
     tenants: Option<Tenants>,
     limits: Limits,
     request_timeout: Duration,
@@ -89,6 +93,7 @@ impl ExpertServer {
             runner,
             compute_ended,
             metrics,
+            health: HealthReporter::new(),
             limits: Limits::of(&config),
             tenants: config.tenants,
             request_timeout: config.request_timeout,
@@ -111,6 +116,11 @@ impl ExpertServer {
         self.shard.to_string()
     }
 
+    /// The state that `grpc.health.v1` tells; for [`serve_health`].
+    pub fn health(&self) -> HealthReporter {
+        self.health.clone()
+    }
+
     /// Serves the connections that `incoming` yields until `shutdown` resolves: then health turns to
     /// NOT_SERVING, no new connection or request is taken, and what is in hand is finished, within
     /// [`ServerConfig::drain_timeout`].
@@ -130,7 +140,7 @@ impl ExpertServer {
     {
         let drain_timeout = self.drain_timeout;
         let incoming = limit(incoming, self.limits, self.metrics.clone());
-        let health = HealthReporter::new();
+        let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
         let (router, compute_ended) = self.router(&health, tls)?;
 
@@ -209,6 +219,19 @@ impl ExpertServer {
         };
         Ok((router, compute_ended))
     }
+}
+
+/// Answers `grpc.health.v1`, and nothing else, without TLS: Kubernetes' probes know no certificates.
+///
+/// # Errors
+/// [`Error::Transport`] where the listener fails.
+pub async fn serve_health(incoming: TcpIncoming, health: HealthReporter) -> Result<()> {
+    let service = HealthServer::new(HealthService::from_health_reporter(health));
+    let mut server = Server::builder()
+        .max_connection_age(PROBE_TIMEOUT)
+        .timeout(PROBE_TIMEOUT)
+        .max_concurrent_streams(MAX_PROBES);
+    Ok(server.add_service(service).serve_with_incoming(incoming).await?)
 }
 
 /// Tells whoever watches, and ends their streams, which would hold the connections open.

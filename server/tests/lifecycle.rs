@@ -4,13 +4,15 @@ mod common;
 
 use common::*;
 use outrigger_experts::Model;
+use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::experts_server::SERVICE_NAME;
 use outrigger_proto::v1::{DescribeRequest, Encoding};
-use outrigger_server::ServerConfig;
+use outrigger_server::{ExpertServer, ServerConfig, bind, serve_health};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
 use tonic::Code;
+use tonic::transport::Endpoint;
 use tonic_health::ServingStatus;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -99,6 +101,32 @@ async fn health_turns_before_the_server_goes() {
         assert!(timeout(LONG, stream.next()).await.unwrap().is_none());
     }
     timeout(LONG, served).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_have_a_port_of_their_own_with_health_alone() {
+    let server = ExpertServer::open(config(&demo())).unwrap();
+    let at = || bind("127.0.0.1:0".parse().unwrap());
+    let (incoming, probes) = (at().await.unwrap(), at().await.unwrap());
+    let url = format!("http://{}", probes.local_addr().unwrap());
+    tokio::spawn(serve_health(probes, server.health()));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let served = tokio::spawn(server.serve(incoming, None, async {
+        let _ = stopped.await;
+    }));
+    let channel = Endpoint::from_shared(url).unwrap().timeout(LONG).connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let request = HealthCheckRequest { service: SERVICE_NAME.to_owned() };
+    while health.check(request.clone()).await.is_err() {
+        // The server is on its way.
+        tokio::task::yield_now().await;
+    }
+    let refused = ExpertsClient::new(channel).describe(DescribeRequest {}).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    stop.send(()).unwrap();
+    timeout(LONG, served).await.unwrap().unwrap().unwrap();
+    let answer = health.check(request).await;
+    assert!(answer.is_err_and(|status| status.code() == Code::NotFound));
 }
 
 #[tokio::test(flavor = "multi_thread")]

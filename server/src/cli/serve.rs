@@ -9,7 +9,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use outrigger_experts::Budget;
-use outrigger_server::{ExpertServer, ServerConfig, Tenants, bind, check_exposure, serve_metrics};
+use outrigger_server::{
+    ExpertServer, ServerConfig, Tenants, bind, check_exposure, serve_health, serve_metrics,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
@@ -71,6 +73,9 @@ pub(crate) struct Serve {
     /// Where Prometheus finds /metrics; nowhere if absent
     #[arg(long, value_name = "ADDR", env = "OUTRIGGER_METRICS")]
     metrics: Option<SocketAddr>,
+    /// Where grpc.health.v1 answers without TLS, for probes that know none; nowhere else if absent
+    #[arg(long, value_name = "ADDR", env = "OUTRIGGER_HEALTH")]
+    health: Option<SocketAddr>,
     /// How logs are written
     #[arg(long, value_name = "FORM", default_value = "text")]
     log: LogForm,
@@ -87,7 +92,7 @@ impl Serve {
         // Before the model, so that a signal while it opens is not lost.
         let stop = stop_signal()?;
         let (listen, json) = (self.listen, self.json);
-        let metrics = self.metrics;
+        let (metrics, health) = (self.metrics, self.health);
         let server = ExpertServer::open(self.config()?)?;
         let incoming = bind(listen).await?;
         let address = incoming.local_addr().context("cannot tell the address")?;
@@ -96,6 +101,12 @@ impl Serve {
         }
         if let Some(at) = metrics {
             publish(at, &server).await?;
+        }
+        if let Some(at) = health {
+            let incoming = bind(at).await?;
+            let address = incoming.local_addr().context("cannot tell the address")?;
+            tracing::info!("health on {address}");
+            tokio::spawn(serve_health(incoming, server.health()));
         }
         announce(address, &server, json)?;
         server.serve(incoming, tls, stop).await?;

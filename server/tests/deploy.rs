@@ -1,0 +1,79 @@
+//! What `deploy/` says agrees with the binary.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use common::*;
+use outrigger_experts::Model;
+use outrigger_proto::v1::Encoding;
+use serde_json::Value;
+
+fn deploy(file: &str) -> String {
+    std::fs::read_to_string(repo("deploy").join(file)).expect(file)
+}
+
+/// The flags under `args:` of a manifest, or in the values of a kustomization's patches.
+fn flags(manifest: &str) -> Vec<String> {
+    let lines = manifest.lines().map(str::trim_start);
+    let flags =
+        lines.filter_map(|line| line.split_once(' ').filter(|(_, flag)| flag.starts_with("--")));
+    flags
+        .filter(|(key, _)| ["-", "value:"].contains(key))
+        .map(|(_, flag)| flag.to_owned())
+        .collect()
+}
+
+#[test]
+fn the_binary_takes_the_flags_of_the_manifests() {
+    let base = flags(&deploy("kubernetes/base/statefulset.yaml"));
+    for shard in ["low", "high"] {
+        let more = flags(&deploy(&format!("kubernetes/two-shards/{shard}/kustomization.yaml")));
+        assert!(base.len() >= 5 && more.len() == 1, "{base:?} {more:?}");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+        let output = command.arg("serve").args(&base).args(&more).output().unwrap();
+        // Not 2, which a flag that is not known gives: it looks for the certificate, which is not here.
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("/tls/tls.crt"), "{stderr}");
+    }
+}
+
+#[test]
+fn ports_and_grace_fit_the_flags() {
+    let manifest = deploy("kubernetes/base/statefulset.yaml");
+    for (flag, port) in [("listen", 7070), ("health", 7071), ("metrics", 9090)] {
+        assert!(manifest.contains(&format!("--{flag}=0.0.0.0:{port}\n")), "{flag}");
+        assert!(manifest.contains(&format!("containerPort: {port}\n")), "{flag}");
+    }
+    assert_eq!(manifest.matches("grpc:\n              port: 7071\n").count(), 3, "three probes");
+    let drain = outrigger_server::ServerConfig::default().drain_timeout.as_secs();
+    let grace = "terminationGracePeriodSeconds: ";
+    let seconds = manifest.split_once(grace).and_then(|(_, rest)| rest.lines().next()).unwrap();
+    assert!(seconds.parse::<u64>().unwrap() > drain);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_asks_for_metrics_that_there_are() {
+    let model = Model::open(&demo()).unwrap();
+    let mut server = start(config(&demo())).await;
+    let request = Job::random(&model, 0, 1, 4, 1).request(&model, Encoding::Q80);
+    server.client.forward(request).await.unwrap();
+    let text = server.metrics.text();
+    let there: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
+
+    let dashboard: Value = serde_json::from_str(&deploy("grafana/outrigger-server.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    let mut asked = BTreeSet::new();
+    for target in targets {
+        let query = target["expr"].as_str().unwrap();
+        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        asked.extend(words.filter(|word| word.starts_with("outrigger_")));
+    }
+    assert!(asked.len() >= 10, "{asked:?}");
+    let unknown: Vec<_> = asked.difference(&there).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
