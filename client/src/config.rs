@@ -7,8 +7,9 @@ use std::time::Duration;
 
 pub use outrigger_experts::{Budget, Elsewhere};
 pub use outrigger_router::Policy;
-use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::credentials::{BearerToken, TlsIdentity};
 
 /// What to do with an expert that nobody can run in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,39 +88,6 @@ impl std::fmt::Debug for Dial {
     }
 }
 
-/// The bearer token that a device shows to its servers.
-#[derive(Clone)]
-pub struct BearerToken(AsciiMetadataValue);
-
-impl BearerToken {
-    pub(crate) fn header(&self) -> AsciiMetadataValue {
-        self.0.clone()
-    }
-}
-
-impl FromStr for BearerToken {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<BearerToken, String> {
-        let bad = || "found no token: expected one word of visible ASCII".to_owned();
-        let text = text.trim();
-        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(bad());
-        }
-        let mut header: AsciiMetadataValue = format!("Bearer {text}").parse().map_err(|_| bad())?;
-        // Not to be kept in the compression tables of the connection.
-        header.set_sensitive(true);
-        Ok(BearerToken(header))
-    }
-}
-
-impl std::fmt::Debug for BearerToken {
-    /// Without the token.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("BearerToken")
-    }
-}
-
 /// What an [`Engine`](crate::Engine) is opened with.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -129,7 +97,9 @@ pub struct EngineConfig {
     pub servers: Vec<String>,
     /// Certificate authority (PEM) for `https` servers; the system's roots if absent.
     pub tls_ca: Option<PathBuf>,
-    /// What the servers know this device by, if they want to.
+    /// The certificate that `https` servers know this device by, if they want one.
+    pub tls_identity: Option<TlsIdentity>,
+    /// The token that servers know this device by, if they want one.
     pub token: Option<BearerToken>,
     /// Memory for experts.
     pub expert_cache: Budget,
@@ -167,6 +137,7 @@ impl EngineConfig {
             model: model.into(),
             servers: Vec::new(),
             tls_ca: None,
+            tls_identity: None,
             token: None,
             expert_cache: Budget::Fraction(1.0),
             elsewhere: Elsewhere::Cold,

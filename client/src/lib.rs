@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod credentials;
 mod engine;
 mod error;
 mod fleet;
@@ -42,7 +43,8 @@ pub mod text;
 pub mod trace;
 mod trunk;
 
-pub use config::{BearerToken, Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use config::{Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use credentials::{BearerToken, TlsIdentity};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use fleet::ServerStatus;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig};
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, TlsIdentity};
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{fixtures, greedy};
-use tonic::transport::{Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 /// A certificate for `localhost` that vouches for itself, and its key, as PEM.
 fn certificate() -> (String, String) {
@@ -14,12 +14,22 @@ fn certificate() -> (String, String) {
 }
 
 async fn first_coverage(port: u16, scheme: &str, authority: &str) -> (f32, Option<String>) {
+    first_coverage_as(None, port, scheme, authority).await
+}
+
+async fn first_coverage_as(
+    identity: Option<TlsIdentity>,
+    port: u16,
+    scheme: &str,
+    authority: &str,
+) -> (f32, Option<String>) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("ca.pem");
     std::fs::write(&path, authority).expect("it is written");
     let mut config = EngineConfig::new(fixtures::demo_model());
     config.servers = vec![format!("{scheme}://localhost:{port}")];
     config.tls_ca = Some(path);
+    config.tls_identity = identity;
     config.expert_cache = Budget::Fraction(0.25);
     config.elsewhere = Elsewhere::Absent;
     config.deadline = Duration::from_secs(5);
@@ -45,4 +55,25 @@ async fn only_a_server_that_proves_who_it_is_is_asked() {
     assert!(coverage < 1.0 && fault.is_some(), "an unknown authority: {fault:?}");
     let (coverage, fault) = first_coverage(port, "http", &certificate_pem).await;
     assert!(coverage < 1.0 && fault.is_some(), "no TLS: {fault:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_is_asked_who_it_is_shows_its_certificate() {
+    let (server_pem, server_key) = certificate();
+    let (device_pem, device_key) = certificate();
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(&server_pem, server_key))
+        .client_ca_root(Certificate::from_pem(&device_pem));
+    let config = LoopbackServer::config(&fixtures::demo_model());
+    let server = LoopbackServer::start_with(config, Some(tls)).await;
+    let port = server.address.port();
+
+    let device = Some(TlsIdentity::from_pem(device_pem, device_key));
+    let (coverage, fault) = first_coverage_as(device, port, "https", &server_pem).await;
+    assert_eq!(coverage, 1.0, "{fault:?}");
+    let (other_pem, other_key) = certificate();
+    for stranger in [None, Some(TlsIdentity::from_pem(other_pem, other_key))] {
+        let (coverage, fault) = first_coverage_as(stranger, port, "https", &server_pem).await;
+        assert!(coverage < 1.0 && fault.is_some(), "{fault:?}");
+    }
 }

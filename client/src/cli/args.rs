@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
     BearerToken, Budget, Elsewhere, Engine, EngineConfig, OnMiss, Policy, Reply, SamplerConfig,
+    TlsIdentity,
 };
 
 /// Which model, on how much of the machine.
@@ -41,6 +42,12 @@ pub(crate) struct PlacementArgs {
     /// Certificate authority (PEM) for https servers [default: the system's]
     #[arg(long, env = "OUTRIGGER_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+    /// Certificate chain (PEM) to show to https servers that want one
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// File with the bearer token to show to servers [default: what OUTRIGGER_TOKEN says, if anything]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -144,6 +151,7 @@ impl PlacementArgs {
         } else {
             config.servers = self.servers.clone();
             config.token = self.token()?;
+            config.tls_identity = self.tls_identity()?;
         }
         config.tls_ca = self.tls_ca.clone();
         config.expert_cache = self.expert_cache;
@@ -157,18 +165,23 @@ impl PlacementArgs {
         Ok(config)
     }
 
+    fn tls_identity(&self) -> Result<Option<TlsIdentity>> {
+        let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
+        Ok(Some(TlsIdentity::from_pem(read(cert)?, read(key)?)))
+    }
+
     fn token(&self) -> Result<Option<BearerToken>> {
         let (text, from) = match (&self.token_file, std::env::var("OUTRIGGER_TOKEN")) {
-            (Some(path), _) => {
-                let from = path.display().to_string();
-                let text = std::fs::read_to_string(path);
-                (text.with_context(|| format!("cannot read {from}"))?, from)
-            }
+            (Some(path), _) => (read(path)?, path.display().to_string()),
             (None, Ok(text)) => (text, "OUTRIGGER_TOKEN".to_owned()),
             (None, Err(_)) => return Ok(None),
         };
         text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 impl ComputeArgs {

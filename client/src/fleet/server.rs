@@ -15,7 +15,8 @@ use tonic::{Request, Status};
 
 use super::dispatch::CallError;
 use super::{Identity, RosterEntry, ServerStatus};
-use crate::config::{BearerToken, Dial, EngineConfig};
+use crate::config::{Dial, EngineConfig};
+use crate::credentials::BearerToken;
 use crate::error::{Error, Result};
 
 /// How long a connection may take to open, and a probe to be answered.
@@ -315,6 +316,9 @@ fn endpoint(url: &str, config: &EngineConfig) -> Result<Endpoint> {
         let pem =
             std::fs::read(path).map_err(|source| Error::TlsCa { path: path.clone(), source })?;
         tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    }
+    if let Some(identity) = &config.tls_identity {
+        tls = tls.identity(identity.identity());
     }
     endpoint.tls_config(tls).map_err(|e| bad_url(Box::new(e)))
 }
