@@ -63,6 +63,12 @@ pub enum Error {
         /// Tokens that are needed.
         expected: usize,
     },
+    /// The model's matrices cannot be coded.
+    #[error("rows of {found} weights cannot be coded: expected a multiple of 32, at most 15392")]
+    Width {
+        /// Weights a row.
+        found: usize,
+    },
     /// What packing keeps beside its output went away while it ran.
     #[error(
         "layer {layer} of the unfinished pack is gone: another program removed it; start again"

@@ -62,9 +62,7 @@ impl Cache {
     /// An empty cache of `budget` bytes for layers of `n_experts` experts, of `expert_bytes[layer]`
     /// bytes each, of which a token uses `n_used` in a layer.
     pub fn new(budget: u64, expert_bytes: &[u64], n_experts: usize, n_used: usize) -> Cache {
-        Cache::with_eviction(budget, expert_bytes, n_experts, n_used, |_| {
-            Box::new(Lru::new(n_experts))
-        })
+        Cache::with_eviction(budget, expert_bytes, n_experts, n_used, |_| Box::new(Lru::new()))
     }
 
     /// The same with another order of leaving than [`Lru`], by layer.

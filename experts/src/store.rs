@@ -262,8 +262,8 @@ impl ExpertStore {
     /// Unless all experts fit, the kernel is to read an expert without its neighbours.
     fn keep_experts_apart(&self) {
         if self.budget_bytes() < self.total_bytes() {
-            for (_, part) in self.model.experts.iter().flat_map(ExpertLayer::parts) {
-                part.mapping().advise_random(part.range());
+            for tensor in self.model.experts.iter().flat_map(ExpertLayer::tensors) {
+                tensor.mapping().advise_random(tensor.range());
             }
         }
     }

@@ -123,7 +123,9 @@ impl Tensor {
     /// The values as f32, copied; for small tensors and tests.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows() * self.cols()];
-        dequantize(self.ty, self.bytes(), &mut values);
+        let rows =
+            self.bytes().chunks_exact(self.row_bytes()).zip(values.chunks_exact_mut(self.cols()));
+        rows.for_each(|(bytes, values)| dequantize(self.ty, bytes, values));
         values
     }
 

@@ -29,7 +29,7 @@ fn scales_of(ty: GgmlType) -> &'static [usize] {
         GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
         GgmlType::Q6_K => &[208],
         GgmlType::F16 => &[0],
-        GgmlType::F32 | GgmlType::BF16 => &[],
+        GgmlType::F32 | GgmlType::BF16 | GgmlType::Vq(_) => &[],
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use outrigger::pack::Summary;
 use outrigger::{Model, ModelSpec, Sizes};
 use serde_json::json;
 
@@ -31,14 +32,66 @@ impl Inspect {
         let Some(path) = &self.file else { return Ok(()) };
         let model = Model::open(path)?;
         let sizes = Sizes::of(&model);
-        match self.json {
-            true => line(json_view(&model, &sizes))?,
-            false => {
-                put(&format!("{}\n{}", text_view(&model, &sizes), budgets(&sizes, &model.spec)))?
-            }
+        let pack = Summary::of(&model)?;
+        if self.json {
+            let mut view = json_view(&model, &sizes);
+            view["pack"] = pack.as_ref().map(pack_json).into();
+            line(view)?;
+        } else {
+            let more = match &pack {
+                Some(pack) => pack_text(pack),
+                None => budgets(&sizes, &model.spec),
+            };
+            put(&format!("{}\n{more}", text_view(&model, &sizes)))?;
         }
         Ok(())
     }
+}
+
+/// What a pack holds of each layer's experts, and what that cost.
+fn pack_text(pack: &Summary) -> String {
+    let titles = ["layer", "exact", "coded", "mean only", "bytes", "of full", "error"];
+    let mut rows = vec![titles.map(String::from).to_vec()];
+    for (at, layer) in pack.layers.iter().enumerate() {
+        rows.push(vec![
+            at.to_string(),
+            layer.exact.to_string(),
+            layer.coded.to_string(),
+            layer.mean.to_string(),
+            size(layer.bytes),
+            format!("{:.1} %", 100.0 * layer.bytes as f64 / layer.full_bytes as f64),
+            format!("{:.4}", layer.error),
+        ]);
+    }
+    let types: Vec<_> = pack.matrices.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+    format!(
+        "a pack of {} of the experts, fitted to {}\nmatrices: {}\n\n{}\n\
+         error: squared, of an expert's output on the calibration text, over the output's own square; weighted by use\n",
+        pack.budget,
+        pack.calibration,
+        types.join(", "),
+        table(&rows),
+    )
+}
+
+fn pack_json(pack: &Summary) -> serde_json::Value {
+    let layers = pack.layers.iter().map(|layer| {
+        json!({
+            "exact": layer.exact,
+            "coded": layer.coded,
+            "mean": layer.mean,
+            "bytes": layer.bytes,
+            "full_bytes": layer.full_bytes,
+            "error": layer.error,
+        })
+    });
+    let matrices = pack.matrices.iter().map(|(ty, n)| (ty.to_string(), json!(n)));
+    json!({
+        "budget": pack.budget,
+        "calibration": pack.calibration,
+        "layers": layers.collect::<Vec<_>>(),
+        "matrices": matrices.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 /// What each budget holds.

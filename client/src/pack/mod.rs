@@ -6,6 +6,7 @@
 
 mod allocate;
 mod file;
+mod summary;
 mod walk;
 mod work;
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use half::f16;
+use outrigger_experts::GgmlType;
 use outrigger_experts::vq::{Fit, LayerMoments};
 
 use crate::config::{Budget, EngineConfig};
@@ -23,6 +25,7 @@ use walk::{Seen, Walk};
 use work::{Layer, Work};
 
 pub use allocate::Choice;
+pub use summary::{LayerSummary, Summary};
 
 /// Tokens of a calibration window: each begins with an empty history.
 const WINDOW: usize = 512;
@@ -88,6 +91,11 @@ pub async fn pack(
             found: "a pack".to_owned(),
             expected: "the full model".to_owned(),
         });
+    }
+    for width in [engine.spec().n_embd, engine.spec().n_ff] {
+        if GgmlType::Vq(2).row_bytes(width).is_none() {
+            return Err(Error::Width { found: width });
+        }
     }
     let windows = windows(&engine, &config.calibration, config.tokens)?;
     let tokens = windows.iter().map(Vec::len).sum();

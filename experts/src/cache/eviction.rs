@@ -1,5 +1,7 @@
 //! Who leaves the cache first.
 
+use lru::LruCache;
+
 /// Ranks the experts of one layer by what keeping them is worth. Those in use stay whatever it says.
 pub trait Eviction: Send {
     /// Some experts are used together, whether they are in the cache or not.
@@ -25,27 +27,35 @@ const KEEP_EVERY: u32 = 32;
 #[derive(Debug)]
 pub struct Lru {
     uses: u64,
-    /// By expert, the use that was its last; 0 before the first.
-    last: Vec<u64>,
+    /// The experts that were used, in that order, each with the use that was its last.
+    recency: LruCache<u16, u64>,
     /// Newcomers since the last that was kept, while not all are.
     passed: u32,
 }
 
 impl Lru {
-    /// For a layer of `n_experts` that were never used.
-    pub fn new(n_experts: usize) -> Lru {
-        Lru { uses: 0, last: vec![0; n_experts], passed: 0 }
+    /// For a layer whose experts were never used.
+    pub fn new() -> Lru {
+        Lru { uses: 0, recency: LruCache::unbounded(), passed: 0 }
+    }
+}
+
+impl Default for Lru {
+    fn default() -> Lru {
+        Lru::new()
     }
 }
 
 impl Eviction for Lru {
     fn used(&mut self, experts: &[u16]) {
         self.uses += 1;
-        experts.iter().for_each(|&expert| self.last[usize::from(expert)] = self.uses);
+        for &expert in experts {
+            self.recency.put(expert, self.uses);
+        }
     }
 
     fn worth(&self, expert: u16) -> f64 {
-        self.last[usize::from(expert)] as f64
+        self.recency.peek(&expert).map_or(0.0, |last| *last as f64)
     }
 
     fn keeps_newcomer(&mut self) -> bool {

@@ -49,6 +49,13 @@ pub enum StandIn {
     Mean(Tensor),
 }
 
+impl ExpertTensors {
+    /// Gate, up and down projection.
+    fn all(&self) -> [&Tensor; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+}
+
 impl StandIn {
     /// Whether its file is still as long as it was: touching what was cut off kills the process.
     pub fn is_whole(&self) -> bool {
@@ -62,7 +69,7 @@ impl StandIn {
 
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let tensors = match self {
-            StandIn::Copy(t) => [Some(&t.gate_proj), Some(&t.up_proj), Some(&t.down_proj)],
+            StandIn::Copy(tensors) => tensors.all().map(Some),
             StandIn::Mean(mean) => [Some(mean), None, None],
         };
         tensors.into_iter().flatten()
@@ -125,24 +132,29 @@ impl ExpertLayer {
         if gate == up { gate } else { ActFormat::F32 }
     }
 
+    /// The tensors that hold experts: two or three for all of the layer, or three for each that a pack has.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let tensors = match &self.stored {
+            Stored::Stacked { gate, up, down } => vec![gate, up, down],
+            Stored::Fused { gate_up, down } => vec![gate_up, down],
+            Stored::Single(experts) => {
+                experts.iter().flatten().flat_map(ExpertTensors::all).collect()
+            }
+        };
+        tensors.into_iter()
+    }
+
     /// The contiguous parts of every expert that the file has exactly, with its id.
     pub(crate) fn parts(&self) -> Vec<(usize, Tensor)> {
-        let all = |stacks: &[&Tensor]| -> Vec<_> {
-            let each = |e| stacks.iter().map(move |stack| (e, stack.expert(e)));
-            (0..self.n_experts).flat_map(each).collect()
-        };
-        match &self.stored {
-            Stored::Stacked { gate, up, down } => all(&[gate, up, down]),
-            Stored::Fused { gate_up, down } => all(&[gate_up, down]),
-            Stored::Single(experts) => {
-                let held =
-                    experts.iter().enumerate().filter_map(|(e, held)| Some((e, held.as_ref()?)));
-                held.flat_map(|(e, t)| {
-                    [&t.gate_proj, &t.up_proj, &t.down_proj].map(|t| (e, t.clone()))
-                })
-                .collect()
-            }
+        if let Stored::Single(experts) = &self.stored {
+            let held = experts.iter().enumerate().filter_map(|(e, held)| Some((e, held.as_ref()?)));
+            return held.flat_map(|(e, held)| held.all().map(|part| (e, part.clone()))).collect();
         }
+        let parts = |stack: &Tensor| {
+            let experts = 0..self.n_experts;
+            experts.map(|e| (e, stack.expert(e))).collect::<Vec<_>>()
+        };
+        self.tensors().flat_map(parts).collect()
     }
 
     pub(super) fn load(loader: &mut Loader, spec: &ModelSpec, layer: usize) -> Result<ExpertLayer> {
@@ -245,8 +257,7 @@ impl Held {
             down_proj: matrix("ffn_down", [spec.n_ff, spec.n_embd])?,
         };
         let coded = |tensor: &Tensor| matches!(tensor.ty(), GgmlType::Vq(_));
-        let exact =
-            ![&tensors.gate_proj, &tensors.up_proj, &tensors.down_proj].into_iter().any(coded);
+        let exact = !tensors.all().into_iter().any(coded);
         Ok(match exact {
             true => Held::Exact(tensors),
             false => Held::Approximate(StandIn::Copy(tensors)),

@@ -52,7 +52,7 @@ impl Policy {
         layers: usize,
     ) -> Box<dyn Eviction> {
         match self {
-            Policy::Lru | Policy::LruShared => Box::new(Lru::new(n_experts)),
+            Policy::Lru | Policy::LruShared => Box::new(Lru::new()),
             Policy::Lfu => Box::new(Aged::new(n_experts, 1.0)),
             Policy::Aged => Box::new(Aged::new(n_experts, DECAY)),
             Policy::Gate => Box::new(Gate::new(n_experts, uses)),
