@@ -34,7 +34,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// From a connection to its first request, with all handshakes; it is closed then.
     pub first_request_timeout: Duration,
-    /// From one request of a connection to the next; it is closed then.
+    /// From one request of a connection to the next; it is closed then, even with a request in hand, so that it is to
+    /// be longer than `request_timeout`.
     pub idle_timeout: Duration,
     /// Who may ask, and how much; everyone if `None`.
     pub tenants: Option<Tenants>,

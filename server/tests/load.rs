@@ -5,7 +5,7 @@ mod common;
 use std::process::{Command, Output};
 
 use common::*;
-use outrigger_server::ServerConfig;
+use outrigger_server::{ServerConfig, Tenants};
 use serde_json::Value;
 
 /// The steps that `load` prints.
@@ -42,4 +42,21 @@ async fn a_full_queue_shows_as_shed_and_not_as_errors() {
     assert!(steps[0]["shed"].as_u64().unwrap() > 0, "{}", steps[0]);
     assert_eq!(steps[0]["errors"], 0);
     assert!(steps[0]["rows_per_s"].as_f64().unwrap() > 0.0, "{}", steps[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_gets_its_quota_and_no_more() {
+    let token = "heart-0123456789abcdef";
+    let tenants = Tenants::parse(&format!("heart {token} 100")).unwrap();
+    let server = start(ServerConfig { tenants: Some(tenants), ..config(&demo()) }).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let args = ["--devices", "4", "-k", "4", "--token-file", file.to_str().unwrap()];
+    let step = load(&server.url, &args).await.remove(0);
+    assert!(step["shed"].as_u64().unwrap() > 0, "{step}");
+    assert_eq!(step["errors"], 0, "{step}");
+    // What was in the bucket, what flowed in meanwhile, and what each device may have borrowed.
+    let rows = step["rows_per_s"].as_f64().unwrap();
+    assert!((4.0..=220.0).contains(&rows), "{step}");
 }

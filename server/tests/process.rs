@@ -110,7 +110,7 @@ fn with_json_every_line_is_json() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_a_batch_names_the_requests_of_devices() {
     let model = outrigger_experts::Model::open(&demo()).unwrap();
-    let server = Running::start_with(&["--log", "json"], "debug");
+    let server = Running::start_with(&["--log", "json"], "info,outrigger_server=debug");
     let address = server.line.strip_prefix("listening on ").expect("an address");
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let mut client = ExpertsClient::new(endpoint.connect().await.unwrap());

@@ -68,7 +68,7 @@ pub(crate) struct Serve {
     max_connections: u32,
     /// Seconds after which a connection without a request is closed
     #[arg(long, value_name = "S", default_value = "600",
-          value_parser = clap::value_parser!(u64).range(1..=86400))]
+          value_parser = clap::value_parser!(u64).range(60..=86400))]
     idle_timeout: u64,
     /// Where Prometheus finds /metrics; nowhere if absent
     #[arg(long, value_name = "ADDR", env = "OUTRIGGER_METRICS")]
