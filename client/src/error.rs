@@ -63,6 +63,9 @@ pub enum Error {
         /// Tokens that are needed.
         expected: usize,
     },
+    /// The pack's place is the full model's.
+    #[error("{}: found the full model, expected another place for its pack", .0.display())]
+    Output(std::path::PathBuf),
     /// The model's matrices cannot be coded.
     #[error("rows of {found} weights cannot be coded: expected a multiple of 32, at most 15392")]
     Width {

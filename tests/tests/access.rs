@@ -49,10 +49,13 @@ async fn only_a_device_that_is_known_is_served() {
     }
 }
 
+/// A call's metadata, names and values.
+type Headers = Vec<(String, String)>;
+
 /// Takes down what calls bring with them, and answers none.
 struct Witness {
     description: DescribeResponse,
-    seen: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    seen: Arc<Mutex<Vec<Headers>>>,
 }
 
 #[tonic::async_trait]

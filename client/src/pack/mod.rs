@@ -10,7 +10,7 @@ mod summary;
 mod walk;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
@@ -82,6 +82,10 @@ pub async fn pack(
     config: &PackConfig,
     mut progress: impl FnMut(Stage, u64, u64),
 ) -> Result<Packed> {
+    let place = |path: &Path| path.canonicalize().ok();
+    if place(&config.model).is_some_and(|model| place(&config.out) == Some(model)) {
+        return Err(Error::Output(config.out.clone()));
+    }
     let mut engine_config = EngineConfig::new(&config.model);
     engine_config.threads = config.threads;
     let engine = Engine::open(engine_config).await?;
