@@ -45,9 +45,11 @@ fn check_whole(tokens: &[Observed], from: f64, to: f64) {
     }
 }
 
-/// Whole before the fault, and from its end plus the time to recover.
+/// Whole before the fault, which only meets a token that is under way, and from its end plus the time to recover.
 fn check_liveness(tokens: &[Observed], fault: f64, end: f64, length: f64) {
-    check_whole(tokens, 0.0, fault - 0.01);
+    let under_way = |seen: &&Observed| seen.asked + seen.token.elapsed >= secs(fault);
+    let first = tokens.iter().find(under_way).expect("tokens go on").asked;
+    check_whole(tokens, 0.0, first.as_secs_f64());
     check_whole(tokens, end + RECOVERY.as_secs_f64(), length);
 }
 
