@@ -28,9 +28,9 @@ pub(super) struct Coder {
 
 impl Coder {
     /// For inputs with these second moments, `[n, n]`.
-    pub(super) fn new(mut moments: Vec<f32>, n: usize) -> Coder {
+    pub(super) fn new(pool: &Pool, mut moments: Vec<f32>, n: usize) -> Coder {
         damp(&mut moments, n, DAMPING);
-        let factor = cholesky(&moments, n).into_iter().map(|x| x as f32).collect();
+        let factor = cholesky(pool, &moments, n).into_iter().map(|x| x as f32).collect();
         Coder { n, factor }
     }
 

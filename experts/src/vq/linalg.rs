@@ -1,9 +1,13 @@
 //! The little linear algebra that fitting needs, on row-major matrices.
 
+use std::ops::Range;
+
 use crate::Pool;
 use crate::pool::SharedMut;
 use crate::quant::isa::multiversion;
 
+/// Columns that a factor gains at a time, and rows of one task: what is read again and again stays in the cache.
+const COLUMNS: usize = 32;
 /// The fewest rows of a product that one task computes: each packs all of the other matrix for itself.
 const TASK_ROWS: usize = 64;
 
@@ -85,22 +89,53 @@ pub(super) fn trace(a: &[f32], n: usize) -> f32 {
 }
 
 /// The lower `l` with `l lᵀ = a` for a symmetric positive definite `a`, `[n, n]`.
-pub(super) fn cholesky(a: &[f32], n: usize) -> Vec<f64> {
+pub(super) fn cholesky(pool: &Pool, a: &[f32], n: usize) -> Vec<f64> {
     let mut l = vec![0.0; n * n];
-    for i in 0..n {
-        for j in 0..=i {
+    for first in (0..n).step_by(COLUMNS) {
+        let columns = first..(first + COLUMNS).min(n);
+        // The block's own rows one after another, then all rows below, which know only those.
+        for i in columns.clone() {
             let (done, row) = l.split_at_mut(i * n);
-            let other = if i == j { &row[..j] } else { &done[j * n..][..j] };
-            let rest = f64::from(a[i * n + j]) - dot(&row[..j], other);
-            row[j] =
-                if i == j { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / done[j * n + j] };
+            factor_row(&mut row[..n], &a[i * n..][..n], i, done, first..i + 1);
         }
+        let (done, below) = l.split_at_mut(columns.end * n);
+        let rows = below.len() / n;
+        let shared = SharedMut::new(below);
+        pool.run(rows.div_ceil(COLUMNS), &|task| {
+            for r in task * COLUMNS..((task + 1) * COLUMNS).min(rows) {
+                let i = columns.end + r;
+                // SAFETY: each task has rows of its own.
+                let row = unsafe { shared.slice(r * n, n) };
+                factor_row(row, &a[i * n..][..n], i, done, columns.clone());
+            }
+        });
     }
     l
 }
 
-/// Solves `x l lᵀ = b` for one row `b`, in place.
-pub(super) fn solve(l: &[f64], b: &mut [f64]) {
+/// Fills `columns` of row `i` of a factor, whose columns before them are there, as are the rows that they name.
+fn factor_row(row: &mut [f64], a: &[f32], i: usize, done: &[f64], columns: Range<usize>) {
+    let n = row.len();
+    for j in columns {
+        let above = if i == j { &row[..j] } else { &done[j * n..][..j] };
+        let rest = f64::from(a[j]) - dot(&row[..j], above);
+        row[j] = if i == j { rest.max(f64::MIN_POSITIVE).sqrt() } else { rest / done[j * n + j] };
+    }
+}
+
+/// Solves `x l lᵀ = b` for each row of `b`, in place.
+pub(super) fn solve(pool: &Pool, l: &[f64], b: &mut [f64], n: usize) {
+    let rows = b.len() / n;
+    let shared = SharedMut::new(b);
+    pool.run(rows.div_ceil(COLUMNS), &|task| {
+        for r in task * COLUMNS..((task + 1) * COLUMNS).min(rows) {
+            // SAFETY: each task has rows of its own.
+            solve_row(l, unsafe { shared.slice(r * n, n) });
+        }
+    });
+}
+
+fn solve_row(l: &[f64], b: &mut [f64]) {
     let n = b.len();
     for i in 0..n {
         b[i] = (b[i] - dot(&l[i * n..][..i], &b[..i])) / l[i * n + i];
@@ -108,7 +143,14 @@ pub(super) fn solve(l: &[f64], b: &mut [f64]) {
     for i in (0..n).rev() {
         b[i] /= l[i * n + i];
         let x = b[i];
-        b[..i].iter_mut().zip(&l[i * n..][..i]).for_each(|(b, l)| *b -= x * l);
+        subtract(x, &l[i * n..][..i], &mut b[..i]);
+    }
+}
+
+multiversion! {
+    /// `b -= x * l`
+    fn subtract(x: f64, l: &[f64], b: &mut [f64]) {
+        b.iter_mut().zip(l).for_each(|(b, l)| *b -= x * l);
     }
 }
 
@@ -150,11 +192,11 @@ mod tests {
 
     #[test]
     fn a_factor_multiplies_back_and_solves() {
-        let n = 40;
+        let n = 100;
         let x = noise(3 * n * n);
         let mut a = moments(&Pool::new(1), &x, n, &x, n);
         damp(&mut a, n, 0.01);
-        let l = cholesky(&a, n);
+        let l = cholesky(&Pool::new(2), &a, n);
         for i in 0..n {
             for j in 0..n {
                 let back: f64 = (0..n).map(|k| l[i * n + k] * l[j * n + k]).sum();
@@ -164,7 +206,7 @@ mod tests {
         let want: Vec<f64> = (0..n).map(|i| i as f64 - 3.0).collect();
         let mut b: Vec<f64> =
             (0..n).map(|j| (0..n).map(|i| want[i] * f64::from(a[i * n + j])).sum()).collect();
-        solve(&l, &mut b);
+        solve(&Pool::new(2), &l, &mut b, n);
         b.iter().zip(&want).for_each(|(b, want)| assert!((b - want).abs() < 1e-3, "{b} {want}"));
     }
 }

@@ -90,7 +90,7 @@ impl<'a> Fit<'a> {
             down: values(down),
             x,
             weights,
-            coder: Coder::new(own, n_embd),
+            coder: Coder::new(pool, own, n_embd),
             hidden: Vec::new(),
             output: Vec::new(),
         };
@@ -142,7 +142,7 @@ impl<'a> Fit<'a> {
             return Output { down_proj: Vec::new(), error: self.error(hidden, &self.down) };
         };
         let (down, read) = self.refit(hidden);
-        let down_proj = Coder::new(read, self.n_ff).encode(self.pool, &down, dim.into());
+        let down_proj = Coder::new(self.pool, read, self.n_ff).encode(self.pool, &down, dim.into());
         let error = self.error(hidden, &decode(dim, &down_proj, self.n_ff));
         Output { down_proj, error }
     }
@@ -158,13 +158,11 @@ impl<'a> Fit<'a> {
         let wanted = times_transposed(self.pool, &self.down, &gap, n);
         let mut damped = read.clone();
         damp(&mut damped, n, RIDGE);
-        let factor = cholesky(&damped, n);
-        let mut down = self.down.clone();
-        for (down, wanted) in down.chunks_exact_mut(n).zip(wanted.chunks_exact(n)) {
-            let mut change: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
-            solve(&factor, &mut change);
-            down.iter_mut().zip(change).for_each(|(down, change)| *down += change as f32);
-        }
+        let factor = cholesky(self.pool, &damped, n);
+        let mut change: Vec<f64> = wanted.iter().map(|x| f64::from(*x)).collect();
+        solve(self.pool, &factor, &mut change, n);
+        let down =
+            self.down.iter().zip(change).map(|(down, change)| down + change as f32).collect();
         (down, read)
     }
 
