@@ -63,6 +63,14 @@ pub enum Error {
         /// Tokens that are needed.
         expected: usize,
     },
+    /// Not even the experts' mean outputs fit a pack's budget.
+    #[error("a budget of {found} bytes for experts, expected at least {least}: their mean outputs")]
+    PackBudget {
+        /// What was asked for.
+        found: u64,
+        /// What is needed.
+        least: u64,
+    },
     /// The pack's place is the full model's.
     #[error("{}: found the full model, expected another place for its pack", .0.display())]
     Output(std::path::PathBuf),

@@ -245,6 +245,13 @@ async fn what_makes_no_sense_is_refused_and_named() {
     let short = PackConfig { model: demo_model(), calibration: vec![TEXT.to_owned()], ..again };
     let error = pack(&short, |_, _, _| ()).await.expect_err("too little text").to_string();
     assert!(error.contains("calibration") && error.contains("512"), "{error}");
+    let none = PackConfig {
+        calibration: vec![TEXT.repeat(50)],
+        budget: Budget::Bytes(1000),
+        ..short.clone()
+    };
+    let error = pack(&none, |_, _, _| ()).await.expect_err("no room").to_string();
+    assert!(error.contains("1000 bytes") && error.contains("98304"), "{error}");
     let place = PackConfig { out: demo_model(), ..short };
     let error = pack(&place, |_, _, _| ()).await.expect_err("the model's place").to_string();
     assert!(error.contains("demo.gguf") && error.contains("another place"), "{error}");

@@ -105,7 +105,7 @@ pub(super) fn dims() -> impl Iterator<Item = u8> {
 
 /// Chooses for every layer and expert within `budget` bytes, as a Lagrangian sweep does: every byte of every expert
 /// buys as much (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988). Where not even
-/// the mean outputs fit, it is those all the same.
+/// the mean outputs fit, it is those.
 pub(super) fn allocate(curves: &[Vec<Curve>], costs: &[Costs], budget: u64) -> Vec<Vec<Choice>> {
     let at = |price: f64| -> (Vec<Vec<Choice>>, u64) {
         let mut total = 0;

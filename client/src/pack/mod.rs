@@ -105,10 +105,15 @@ pub async fn pack(
     let tokens = windows.iter().map(Vec::len).sum();
     let work = Work::open(&config.out, &(engine.fingerprint().as_bytes(), &windows))?;
     let packer = Packer { engine, windows, work };
-    let curves = packer.measure(&mut progress).await?;
     let costs = packer.costs();
     let full_expert_bytes = packer.engine.sizes().experts;
     let budget = config.budget.bytes(full_expert_bytes)?;
+    let least = costs.iter().map(|costs| costs.of(Choice::Mean)).sum::<u64>();
+    let least = least * packer.engine.spec().n_experts as u64;
+    if budget < least {
+        return Err(Error::PackBudget { found: budget, least });
+    }
+    let curves = packer.measure(&mut progress).await?;
     let choices = allocate(&curves, &costs, budget);
     let errors = packer.code(&choices, &mut progress).await?;
     let about = file::About {
