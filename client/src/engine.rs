@@ -7,7 +7,7 @@ use outrigger_experts::{
     Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
     Tensor, matmul,
 };
-use outrigger_router::{Gate, Groups, Residency, Scoring};
+use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
@@ -142,10 +142,14 @@ impl Engine {
         &self.store
     }
 
-    /// Which experts of `layer` an approximation on the device can stand in for right now.
-    pub(crate) fn standins(&self, layer: usize) -> Vec<bool> {
-        let layer = self.standins.get(layer).map_or(&[][..], Vec::as_slice);
-        layer.iter().map(|standin| standin.as_ref().is_some_and(StandIn::is_whole)).collect()
+    /// Which of the `missing` experts of `layer` an approximation on the device can stand in for right now, by expert id.
+    pub(crate) fn standins(&self, layer: usize, missing: &[Group]) -> Vec<bool> {
+        let Some(layer) = self.standins.get(layer) else { return Vec::new() };
+        let mut whole = vec![false; layer.len()];
+        for expert in missing.iter().map(|group| usize::from(group.expert)) {
+            whole[expert] = layer[expert].as_ref().is_some_and(StandIn::is_whole);
+        }
+        whole
     }
 
     /// Where each expert of `layer` is, in the router's words.

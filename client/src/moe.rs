@@ -155,6 +155,9 @@ impl Moe<'_> {
     /// Runs what a prior put in place of the model's own choice. It does not count into coverage.
     fn run_favoured(&mut self) -> Result<()> {
         let favoured = favoured(&self.scratch.routing);
+        if favoured.is_empty() {
+            return Ok(());
+        }
         let (ran, _) = self.run_here(&favoured)?;
         self.pass.tally.missing += calls(&favoured);
         self.pass.tally.substituted += calls(&ran);
@@ -277,7 +280,7 @@ impl Moe<'_> {
         self.pass.tally.missing += calls(missing);
         self.pass.fault = Some(self.engine.fleet.last_fault());
         let engine = self.engine;
-        let (stood, lost) = stand_in(missing, &engine.standins(self.layer));
+        let (stood, lost) = stand_in(missing, &engine.standins(self.layer, missing));
         self.run_standins(&stood);
         engine.residency(self.layer, &mut self.scratch.residency);
         let here: Vec<bool> =

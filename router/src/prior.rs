@@ -47,6 +47,10 @@ impl Prior<'_> {
 /// The calls that a prior put in place of the model's own choice, by expert ascending, weights
 /// final. They run here, and do not count into coverage.
 pub fn favoured(routing: &Routing) -> Vec<Group> {
+    // As ever without a prior: nothing to group, layer by layer.
+    if routing.own.iter().all(|own| *own) {
+        return Vec::new();
+    }
     let rows = 0..routing.rows();
     let calls = rows.flat_map(|r| routing.calls(r, false).map(move |(e, w)| (e, r as u32, w)));
     group_calls(routing.n_experts, calls)

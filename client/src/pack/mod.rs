@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
-use outrigger_experts::GgmlType;
 use outrigger_experts::vq::{Fit, LayerMoments};
+use outrigger_experts::{ExpertTensors, GgmlType};
 
 use crate::config::{Budget, EngineConfig};
 use crate::engine::Engine;
@@ -216,8 +216,8 @@ impl Packer {
                 let errors = self.for_each_expert(layer, &seen, |fit, _| {
                     report();
                     let (e, choice) = experts.next().expect("a choice for every expert");
-                    let exact = self.exact(layer, e);
-                    let error = code(fit, *choice, exact, &mut bytes);
+                    let exact = self.engine.model.experts[layer].expert(e);
+                    let error = code(fit, *choice, &exact, &mut bytes);
                     (error / fit.energy().max(f64::MIN_POSITIVE)) as f32
                 });
                 self.work.put_layer(layer, choices, &Layer { errors, bytes })?;
@@ -229,12 +229,6 @@ impl Packer {
 
     fn coded(&self, layer: usize, choices: &[Choice]) -> Result<Layer> {
         self.work.layer(layer, choices).ok_or(Error::Interrupted { layer })
-    }
-
-    /// The exact bytes of an expert's matrices.
-    fn exact(&self, layer: usize, e: usize) -> [Vec<u8>; 3] {
-        let expert = self.engine.model.experts[layer].expert(e);
-        [expert.gate_proj, expert.up_proj, expert.down_proj].map(|t| t.bytes().to_vec())
     }
 
     /// Fits every expert of a layer to what it sees; `look` is also told its share of the layer's routed weight.
@@ -294,19 +288,23 @@ fn curve(fit: &Fit<'_>, energy: f64, mass: f64) -> Curve {
 }
 
 /// Appends an expert's bytes as chosen, `exact` where nothing is approximated; returns the error of its outputs.
-fn code(fit: &Fit<'_>, choice: Choice, exact: [Vec<u8>; 3], bytes: &mut Vec<u8>) -> f64 {
+fn code(fit: &Fit<'_>, choice: Choice, exact: &ExpertTensors, bytes: &mut Vec<u8>) -> f64 {
     let Choice::Copy { inputs, output } = choice else {
         let (mean, error) = fit.mean();
         bytes.extend(mean.iter().flat_map(|y| f16::from_f32(*y).to_le_bytes()));
         return error;
     };
-    let [gate, up, down] = exact;
     let coded = inputs.map(|dim| fit.inputs(dim));
-    match &coded {
-        Some(coded) => bytes.extend([coded.gate_proj.as_slice(), &coded.up_proj].concat()),
-        None => bytes.extend([gate, up].concat()),
-    }
+    let (gate, up) = match &coded {
+        Some(coded) => (coded.gate_proj.as_slice(), coded.up_proj.as_slice()),
+        None => (exact.gate_proj.bytes(), exact.up_proj.bytes()),
+    };
+    bytes.extend_from_slice(gate);
+    bytes.extend_from_slice(up);
     let written = fit.output(coded.as_ref(), output);
-    bytes.extend(if output.is_some() { written.down_proj } else { down });
+    bytes.extend_from_slice(match output {
+        Some(_) => &written.down_proj,
+        None => exact.down_proj.bytes(),
+    });
     written.error
 }
