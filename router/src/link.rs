@@ -10,8 +10,14 @@
 //!   Up ------------------> Down{until} ------------------> Probing
 //!    ^                       ^   a probe fails                |  |
 //!    |                       +--------------------------------+  |
-//!    +----- enough good probes in a row, and changes to spare ---+
+//!    +---------- good probes, for as long as hysteresis asks ----+
 //! ```
+//!
+//! Hysteresis: each outage of the last minute doubles the time for which a link that comes back must
+//! answer its probes, up to [`LinkConfig::longest_proof`]. What is good for less than that stays
+//! down, and every change of mode but the first few takes that long, which bounds them: with the
+//! defaults, 140 a minute at the very worst. What is good for longer is up again within 2 s, however
+//! often it failed before.
 //!
 //! The driver's part: while [`Link::next_probe`] gives a time, wait for it, send one `Describe`,
 //! within [`Link::probe_deadline`], and hand what came of it to [`Link::on_probe`].
@@ -25,7 +31,7 @@ use std::time::Duration;
 pub use config::LinkConfig;
 use estimate::Estimate;
 
-/// The window in which mode changes are bounded.
+/// For how long an outage is held against a link.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// What a server may be used for.
@@ -70,8 +76,8 @@ pub struct Link {
     /// The latest time that was heard of.
     clock: Duration,
     mode: Mode,
-    /// Times of the mode changes of the last minute, oldest first.
-    recent: VecDeque<Duration>,
+    /// When it went down within the last minute, oldest first.
+    outages: VecDeque<Duration>,
     changes: u64,
     estimate: Estimate,
 }
@@ -89,8 +95,8 @@ enum Mode {
         due: Duration,
         /// Probes that failed since the last good one.
         failed: u32,
-        /// Good probes in a row.
-        good: u32,
+        /// When the first of the good probes in a row was sent.
+        good_since: Option<Duration>,
     },
 }
 
@@ -103,8 +109,8 @@ impl Link {
             config,
             jitter: Jitter(seed),
             clock: Duration::ZERO,
-            mode: Mode::Down { due: Duration::ZERO, failed: 0, good: 0 },
-            recent: VecDeque::new(),
+            mode: Mode::Down { due: Duration::ZERO, failed: 0, good_since: None },
+            outages: VecDeque::new(),
             changes: 0,
         }
     }
@@ -113,7 +119,9 @@ impl Link {
     pub fn state(&self, now: Duration) -> State {
         match self.mode {
             Mode::Up { .. } => State::Up,
-            Mode::Down { due, good: 0, .. } if self.latest(now) < due => State::Down { until: due },
+            Mode::Down { due, good_since: None, .. } if self.latest(now) < due => {
+                State::Down { until: due }
+            }
             Mode::Down { .. } => State::Probing,
         }
     }
@@ -188,9 +196,9 @@ impl Link {
             }
             // A broken or refused connection is certain: the next request would fail as well.
             (Mode::Up { .. }, _) => self.go_down(now, failure),
-            (Mode::Down { due, good, .. }, Failure::BadAnswer | Failure::WrongModel) => {
+            (Mode::Down { due, good_since, .. }, Failure::BadAnswer | Failure::WrongModel) => {
                 *due = now.saturating_add(self.config.penalty(failure)).max(*due);
-                *good = 0;
+                *good_since = None;
             }
             // What was in flight when the link went down fails too; that is no news.
             (Mode::Down { .. }, _) => {}
@@ -202,70 +210,59 @@ impl Link {
     /// for the same turn, does not.
     pub fn on_probe(&mut self, now: Duration, answer: Result<Duration, Failure>) {
         let now = self.advance(now);
-        let Mode::Down { due, failed, good } = self.mode else { return };
+        let Mode::Down { due, failed, good_since } = self.mode else { return };
         if now < due {
             return;
         }
         self.mode = match answer {
             Ok(rtt) => {
                 self.estimate.on_probe(now, rtt);
-                let good = good.saturating_add(1);
-                let wait = self.jitter.shorten(self.config.probe_spacing);
-                let due = now.saturating_add(wait);
-                match self.barred_until(now) {
-                    Some(free) => Mode::Down { due: due.max(free), failed: 0, good },
-                    None if good < self.good_probes_needed() => Mode::Down { due, failed: 0, good },
-                    None => {
-                        self.note_change(now);
-                        Mode::Up { timeouts: 0, spared_until: now }
-                    }
+                let sent = now.saturating_sub(rtt).max(due);
+                let since = good_since.unwrap_or(sent);
+                if sent - since >= self.proof() {
+                    self.changes += 1;
+                    Mode::Up { timeouts: 0, spared_until: now }
+                } else {
+                    let due = sent.saturating_add(self.config.probe_spacing).max(now);
+                    Mode::Down { due, failed: 0, good_since: Some(since) }
                 }
             }
             Err(failure) => {
-                let wait = match failure {
+                let wait = self.jitter.shorten(self.config.backoff(failed));
+                let spared = match failure {
                     Failure::Overloaded { retry_after } => {
                         retry_after.min(self.config.longest_pause)
                     }
                     _ => self.config.penalty(failure),
                 };
-                let wait = self.jitter.shorten(self.config.backoff(failed)).max(wait);
-                let failed = failed.saturating_add(1);
-                Mode::Down { due: now.saturating_add(wait), failed, good: 0 }
+                // The wait counts from when the probe was due: what it took to fail is part of it.
+                let due = due.saturating_add(wait).max(now.saturating_add(spared));
+                Mode::Down { due, failed: failed.saturating_add(1), good_since: None }
             }
         };
     }
 
     fn go_down(&mut self, now: Duration, failure: Failure) {
         let wait = self.jitter.shorten(self.config.backoff(0)).max(self.config.penalty(failure));
-        self.mode = Mode::Down { due: now.saturating_add(wait), failed: 0, good: 0 };
-        self.note_change(now);
+        self.mode = Mode::Down { due: now.saturating_add(wait), failed: 0, good_since: None };
+        self.changes += 1;
+        self.outages.push_back(now);
         // What comes back may be another path, or another machine.
         self.estimate.forget();
     }
 
-    fn note_change(&mut self, now: Duration) {
-        self.changes += 1;
-        self.recent.push_back(now);
-    }
-
-    /// Hysteresis: each time that the link went down within the last minute doubles what it must
-    /// show, up to 8 times. A link that was never up needs to show itself once.
-    fn good_probes_needed(&self) -> u32 {
-        if self.changes == 0 {
-            return 1;
+    /// For how long it must answer its probes; once, if it did not go down within the last minute.
+    fn proof(&self) -> Duration {
+        match self.outages.len() {
+            0 => Duration::ZERO,
+            outages => {
+                let doublings = (outages - 1).min(20);
+                self.config
+                    .first_proof
+                    .saturating_mul(1 << doublings)
+                    .min(self.config.longest_proof)
+            }
         }
-        // Changes alternate and the latest was down.
-        let downs = self.recent.len().div_ceil(2);
-        let doublings = downs.saturating_sub(1).min(3);
-        self.config.probes_to_recover.saturating_mul(1 << doublings)
-    }
-
-    /// When going up is allowed again, if it is not now. Going up must leave room for going down
-    /// again, which cannot be put off: only so is the bound on changes a minute one.
-    fn barred_until(&self, now: Duration) -> Option<Duration> {
-        let excess = (self.recent.len() + 2).checked_sub(self.config.max_changes_per_minute)?;
-        let last = excess.checked_sub(1)?;
-        Some(self.recent.get(last).unwrap_or(&now).saturating_add(MINUTE))
     }
 
     fn latest(&self, now: Duration) -> Duration {
@@ -274,8 +271,8 @@ impl Link {
 
     fn advance(&mut self, now: Duration) -> Duration {
         self.clock = self.latest(now);
-        while self.recent.front().is_some_and(|&t| t.saturating_add(MINUTE) <= self.clock) {
-            self.recent.pop_front();
+        while self.outages.front().is_some_and(|&t| t.saturating_add(MINUTE) <= self.clock) {
+            self.outages.pop_front();
         }
         self.clock
     }

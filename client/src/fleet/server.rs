@@ -19,8 +19,6 @@ use crate::config::{Dial, EngineConfig};
 use crate::credentials::BearerToken;
 use crate::error::{Error, Result};
 
-/// How long a connection may take to open, and a probe to be answered.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A peer that is silent for this long is asked for a sign of life, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// HTTP/2 flow-control windows: a prefill batch's sums fit without a round trip for more window.
@@ -139,10 +137,11 @@ impl Server {
 
     async fn probe(&self) {
         let known = self.state().peer.clone();
+        let patience = self.state().link.probe_deadline();
         let started = self.now();
-        let found = match tokio::time::timeout(CONNECT_TIMEOUT, self.describe(known)).await {
+        let found = match tokio::time::timeout(patience, self.describe(known)).await {
             Ok(found) => found,
-            Err(_) => Err(CallError::Timeout(CONNECT_TIMEOUT)),
+            Err(_) => Err(CallError::Timeout(patience)),
         };
         let now = self.now();
         let mut state = self.state();
@@ -301,7 +300,6 @@ fn endpoint(url: &str, config: &EngineConfig) -> Result<Endpoint> {
     }
     let https = uri.scheme_str() == Some("https");
     let endpoint = Endpoint::from(uri)
-        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)

@@ -12,22 +12,21 @@ pub struct LinkConfig {
     pub timeouts_to_down: u32,
     /// Wait before the first probe; every failed probe doubles it.
     pub first_backoff: Duration,
-    /// The longest wait between failed probes. Probes are cheap and this bounds the time to
-    /// recover, so it is short.
+    /// The longest wait from one failed probe to the next. Probes are cheap and this bounds the time
+    /// to recover, so it is short.
     pub longest_backoff: Duration,
     /// How long a probe may take: long enough to connect anew (three round trips with TLS), and
     /// no longer, for one that was sent just before a fault ended delays the recovery.
     pub probe_deadline: Duration,
-    /// Wait between good probes.
+    /// From one good probe to the next.
     pub probe_spacing: Duration,
-    /// Good probes in a row that bring the link up again, before hysteresis asks for more.
-    pub probes_to_recover: u32,
-    /// Most times that the link goes up or down in any 60 s.
-    pub max_changes_per_minute: usize,
+    /// For how long probes must go well until the link is up again, after one outage in a minute;
+    /// every other outage doubles it, ...
+    pub first_proof: Duration,
+    /// ... up to this.
+    pub longest_proof: Duration,
     /// How long a server that gave a bad answer is left alone.
     pub quarantine: Duration,
-    /// Wait between probes of a server that serves another model.
-    pub wrong_model_wait: Duration,
     /// The longest that an overloaded server's hint is followed.
     pub longest_pause: Duration,
     /// Silence after which estimates are dropped: the device slept, or moved.
@@ -51,10 +50,9 @@ impl Default for LinkConfig {
             longest_backoff: ms(1000),
             probe_deadline: ms(750),
             probe_spacing: ms(100),
-            probes_to_recover: 2,
-            max_changes_per_minute: 12,
+            first_proof: ms(100),
+            longest_proof: ms(800),
             quarantine: ms(60_000),
-            wrong_model_wait: ms(5_000),
             longest_pause: ms(5_000),
             stale_after: ms(60_000),
             first_trip: ms(50),
@@ -70,14 +68,8 @@ impl LinkConfig {
     pub fn check(&self) -> Result<()> {
         let refuse =
             |field, found: String, expected: String| Err(Error::Link { field, found, expected });
-        for (field, found, least) in [
-            ("timeouts_to_down", self.timeouts_to_down as usize, 1),
-            ("probes_to_recover", self.probes_to_recover as usize, 1),
-            ("max_changes_per_minute", self.max_changes_per_minute, 2),
-        ] {
-            if found < least {
-                return refuse(field, found.to_string(), format!("at least {least}"));
-            }
+        if self.timeouts_to_down == 0 {
+            return refuse("timeouts_to_down", "0".to_owned(), "at least 1".to_owned());
         }
         let ms = Duration::from_millis(1);
         for (field, found, least) in [
@@ -86,6 +78,7 @@ impl LinkConfig {
             ("probe_spacing", self.probe_spacing, ms),
             ("min_deadline", self.min_deadline, ms),
             ("longest_backoff", self.longest_backoff, self.first_backoff),
+            ("longest_proof", self.longest_proof, self.first_proof),
             ("max_deadline", self.max_deadline, self.min_deadline),
         ] {
             if found < least {
@@ -104,7 +97,6 @@ impl LinkConfig {
     pub(super) fn penalty(&self, failure: Failure) -> Duration {
         match failure {
             Failure::BadAnswer => self.quarantine,
-            Failure::WrongModel => self.wrong_model_wait,
             _ => Duration::ZERO,
         }
     }
@@ -122,13 +114,12 @@ mod tests {
         assert_eq!(good.check(), Ok(()));
         let bad = [
             ("timeouts_to_down", LinkConfig { timeouts_to_down: 0, ..good.clone() }),
-            ("probes_to_recover", LinkConfig { probes_to_recover: 0, ..good.clone() }),
-            ("max_changes_per_minute", LinkConfig { max_changes_per_minute: 1, ..good.clone() }),
             ("first_backoff", LinkConfig { first_backoff: Duration::ZERO, ..good.clone() }),
             ("probe_spacing", LinkConfig { probe_spacing: Duration::ZERO, ..good.clone() }),
             ("probe_deadline", LinkConfig { probe_deadline: Duration::ZERO, ..good.clone() }),
             ("min_deadline", LinkConfig { min_deadline: Duration::ZERO, ..good.clone() }),
             ("longest_backoff", LinkConfig { longest_backoff: MS, ..good.clone() }),
+            ("longest_proof", LinkConfig { longest_proof: MS, ..good.clone() }),
             ("max_deadline", LinkConfig { max_deadline: MS, ..good.clone() }),
         ];
         for (field, config) in bad {
