@@ -279,6 +279,8 @@ impl Moe<'_> {
         }
         self.pass.tally.missing += calls(missing);
         self.pass.fault = Some(self.engine.fleet.last_fault());
+        let experts = || missing.iter().map(|group| group.expert).collect::<Vec<_>>();
+        tracing::debug!(token = self.token, layer = self.layer, experts = ?experts(), "missing");
         let engine = self.engine;
         let (stood, lost) = stand_in(missing, &engine.standins(self.layer, missing));
         self.run_standins(&stood);

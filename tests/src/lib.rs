@@ -3,6 +3,8 @@
 
 pub mod fixtures;
 pub mod loopback;
+pub mod reference;
+pub mod schedule;
 pub mod simulated;
 
 use std::sync::Arc;

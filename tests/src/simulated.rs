@@ -14,12 +14,13 @@ pub const DEADLINE: Duration = Duration::from_millis(300);
 /// Simulated time between two tokens: computing costs none.
 pub const PACE: Duration = Duration::from_millis(50);
 /// A good link.
-const GOOD: Conditions = Conditions {
+pub const GOOD: Conditions = Conditions {
     round_trip: Duration::from_millis(4),
     jitter: Duration::from_millis(1),
     up: None,
     down: None,
     loss: 0.0,
+    only: None,
 };
 
 /// Something that happens to the network or to the server.

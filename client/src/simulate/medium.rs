@@ -18,6 +18,8 @@ pub struct Conditions {
     pub down: Option<f64>,
     /// Share of the packets that are lost, and sent again.
     pub loss: f64,
+    /// If given, what goes the other way is lost.
+    pub only: Option<Way>,
 }
 
 /// The link over time: from when on it is how, ascending; `None` means that nothing passes.
@@ -25,7 +27,7 @@ pub type Timeline = Vec<(Duration, Option<Conditions>)>;
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub enum Way {
     /// From the device to the server.
     Up,
     /// From the server to the device.
@@ -64,10 +66,11 @@ impl Medium {
         Medium { timeline, lanes: [lane(Way::Up), lane(Way::Down)] }
     }
 
-    /// The link at a time.
-    pub(super) fn at(&self, time: Duration) -> Option<Conditions> {
+    /// The link at a time, if anything passes this way.
+    fn at(&self, way: Way, time: Duration) -> Option<Conditions> {
         let next = self.timeline.partition_point(|(from, _)| *from <= time);
-        next.checked_sub(1).and_then(|current| self.timeline[current].1)
+        let link = next.checked_sub(1).and_then(|current| self.timeline[current].1);
+        link.filter(|link| link.only.is_none_or(|only| only == way))
     }
 
     /// When all of some bytes that are written at `now` have arrived; `None` if TCP gives up before.
@@ -84,14 +87,14 @@ impl Medium {
     fn packet(&mut self, way: Way, now: Duration, bytes: usize) -> Option<Duration> {
         let mut leaves = now.max(self.lanes[way as usize].free);
         for retry in 0..RETRIES {
-            let link = self.at(leaves);
+            let link = self.at(way, leaves);
             let left = leaves + link.map_or(Duration::ZERO, |link| link.airtime(way, bytes));
             if retry == 0 {
                 // What is sent again holds nobody else up.
                 self.lanes[way as usize].free = left;
             }
             let arrives = link.and_then(|link| self.arrival(way, link, left));
-            if arrives.is_some_and(|at| self.at(at).is_some()) {
+            if arrives.is_some_and(|at| self.at(way, at).is_some()) {
                 return arrives;
             }
             let trip = link.map_or(Duration::ZERO, |link| link.round_trip);
@@ -143,6 +146,7 @@ mod tests {
         up: Some(1e6),
         down: None,
         loss: 0.0,
+        only: None,
     };
 
     #[test]
@@ -174,6 +178,14 @@ mod tests {
         assert!(late > ms(1000), "{late:?}");
         // A cut packet holds nobody up.
         assert_eq!(medium.deliver(Way::Down, ms(1001), 0), Some(ms(1021)));
+    }
+
+    #[test]
+    fn a_link_may_be_cut_one_way() {
+        let only = Some(Way::Up);
+        let mut medium = medium(vec![(ms(0), Some(Conditions { only, ..LINK }))]);
+        assert_eq!(medium.deliver(Way::Up, ms(1), 0), Some(ms(21)));
+        assert_eq!(medium.deliver(Way::Down, ms(1), 0), None);
     }
 
     #[test]

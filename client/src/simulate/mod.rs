@@ -17,7 +17,7 @@ mod units;
 
 use std::path::PathBuf;
 
-pub use medium::{Conditions, Timeline};
+pub use medium::{Conditions, Timeline, Way};
 pub use network::{Network, ServerEvent};
 pub use report::{Row, Run, Summary};
 pub use run::run;

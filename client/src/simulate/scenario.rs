@@ -270,6 +270,7 @@ impl Link {
             up: self.up.map(|rate| rate.0),
             down: self.down.map(|rate| rate.0),
             loss: self.loss.0,
+            only: None,
         }
     }
 }

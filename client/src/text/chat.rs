@@ -1,10 +1,12 @@
 //! Messages to a prompt, by the template that the model file brings.
 //!
 //! A template is a program from a stranger. It reads nothing but the messages; its steps and the
-//! length of what it writes are limited. The strings that it builds on the way are not: minijinja
-//! has no hook for that, so that a malicious one can still exhaust memory by doubling a string.
+//! length of what it writes are limited, and where it makes the template engine panic, that is an
+//! error too. The strings that it builds on the way are not limited: minijinja has no hook for that,
+//! so that a malicious one can still exhaust memory by doubling a string.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
@@ -83,7 +85,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(TEMPLATE, source.to_owned())?;
+        contained(|| environment.add_template_owned(TEMPLATE, source.to_owned()))?;
         Ok(ChatTemplate { environment, bos_token: bos_token.into(), eos_token: eos_token.into() })
     }
 
@@ -108,13 +110,21 @@ impl ChatTemplate {
         };
         let written: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
         let mut prompt = Capped::new(written + MAX_ADDED_BYTES);
-        let result = environment.get_template(TEMPLATE)?.render_captured_to(context, &mut prompt);
+        let result = contained(|| {
+            environment.get_template(TEMPLATE)?.render_captured_to(context, &mut prompt).map(drop)
+        });
         if prompt.overflowed {
             return Err(TextError::TemplateTooLong { limit: prompt.limit });
         }
         result?;
         Ok(String::from_utf8(prompt.bytes).expect("a template writes strings"))
     }
+}
+
+/// What the template engine says, and an error where it panics: version 3.0.5 does on `[][::-5]`.
+fn contained<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    let panicked = |_| Error::new(ErrorKind::InvalidOperation, "the template engine panicked");
+    catch_unwind(AssertUnwindSafe(work)).map_err(panicked)?
 }
 
 fn to_value(message: &Message) -> Value {

@@ -167,3 +167,11 @@ fn many_messages_have_the_fuel_they_need() {
     let prompt = template(QWEN3).render(&messages, true).expect("rendered");
     assert_eq!(prompt.matches("<|im_start|>").count(), 4001);
 }
+
+/// What a fuzzer found: the template engine indexes an empty list.
+#[test]
+fn a_template_that_makes_the_engine_panic_is_an_error() {
+    let error = template("{{ messages[:0][::-5] }}").render(&talk(), true).expect_err("no prompt");
+    let TextError::Template(cause) = &error else { panic!("{error:?}") };
+    assert!(cause.to_string().contains("the template engine panicked"), "{cause}");
+}

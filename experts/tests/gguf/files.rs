@@ -42,7 +42,7 @@ fn a_tiny_model_of_each_architecture() {
 #[test]
 fn the_fuzzers_seeds() {
     for arch in ["llama", "olmoe", "qwen2moe", "qwen3moe"] {
-        let model = Model::open(&repository(&format!("experts/fuzz/corpus/gguf/{arch}.gguf")));
+        let model = Model::open(&repository(&format!("tests/fuzz/corpus/gguf/{arch}.gguf")));
         assert_eq!(model.unwrap().spec.arch.name(), arch);
     }
 }

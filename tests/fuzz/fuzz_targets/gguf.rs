@@ -1,8 +1,5 @@
 //! Any bytes are a model's header or an error: never a panic, nothing allocated on a claim.
 //!
-//! With cargo-fuzz installed, from `experts/`:
-//! `cargo +nightly fuzz run gguf -- -max_total_time=60 -rss_limit_mb=1024`
-//!
 //! The seeds in `corpus/gguf` are one-layer models, as the tests' `Small` writes them.
 #![no_main]
 
