@@ -28,6 +28,8 @@ pub struct ServerConfig {
     pub max_rows: u32,
     /// Rows that may wait to be computed; what comes on top is sent away.
     pub queue_rows: usize,
+    /// The longest that a request is to wait until it is computed; what would wait longer is sent away.
+    pub max_wait: Duration,
     /// From the head of a request to its answer; the caller's own deadline may be shorter.
     pub request_timeout: Duration,
     /// Connections at a time; those on top are closed at once.
@@ -54,6 +56,7 @@ impl Default for ServerConfig {
             compute: Compute::Thread,
             max_rows: 512,
             queue_rows: 4096,
+            max_wait: Duration::from_millis(200),
             request_timeout: Duration::from_secs(30),
             max_connections: 4096,
             first_request_timeout: Duration::from_secs(10),

@@ -1,12 +1,11 @@
 //! The bounded queue between the handlers and the one thread that computes.
 //!
-//! Nothing waits for company: the thread takes the oldest request as soon as it is free, and with it
-//! whatever else waits for the same layer. A lone request therefore pays nothing for batching, and
-//! under load batches grow by themselves.
+//! While a batch is computed, others gather, and [`Schedule`] says which of them make the next. A device that has the
+//! server to itself waits for nobody, not even for the compute thread: its handler computes.
 
-use std::collections::VecDeque;
+mod schedule;
+
 use std::mem::discriminant;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,11 +18,10 @@ use crate::engine::{Engine, Sums};
 use crate::metrics::Metrics;
 use crate::request::Work;
 use crate::{Error, Result};
+use schedule::Schedule;
 
-/// How long the idle thread looks for work before it sleeps: about as long as a device takes to its
-/// next layer, which then need not wait some tens of microseconds until this thread is awake. It
-/// yields all the while to whoever has something to do.
-const SPIN: Duration = Duration::from_millis(1);
+/// What a handler may compute by itself: other connections wait so long for their thread.
+const SHORT: Duration = Duration::from_millis(2);
 
 /// Tells a caller that was sent away when to come back, in milliseconds (gRPC proposal A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -32,26 +30,39 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 pub(crate) struct Queue(Arc<Shared>);
 
 struct Shared {
+    /// Taken before `state`, by whoever computes.
+    engine: Mutex<Engine>,
     state: Mutex<State>,
     ready: Condvar,
-    /// Jobs in `state`, to look at without the lock.
-    jobs: AtomicUsize,
-    /// Rows that may wait.
-    limit: usize,
+    limits: Limits,
     metrics: Arc<Metrics>,
 }
 
-#[derive(Default)]
+/// What may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Rows of all requests.
+    pub(crate) rows: usize,
+    /// Rows of a batch.
+    pub(crate) batch_rows: usize,
+    /// The longest that a request is to wait.
+    pub(crate) wait: Duration,
+}
+
 struct State {
-    jobs: VecDeque<Job>,
-    /// Rows of all jobs.
-    rows: usize,
-    /// The thread sleeps, or is about to.
-    asleep: bool,
+    schedule: Schedule<Job>,
+    thread: Thread,
     /// Nothing more is taken.
     closed: bool,
-    /// Recent time a row.
-    per_row: Duration,
+}
+
+/// What the compute thread is doing, as far as its wake-up is concerned.
+#[derive(PartialEq)]
+enum Thread {
+    Busy,
+    Asleep,
+    /// Waits for the devices that it answered.
+    Gathering,
 }
 
 struct Job {
@@ -60,23 +71,15 @@ struct Job {
 }
 
 impl Queue {
-    /// Starts the compute thread. At most `limit` rows wait, and a batch has at most `max_rows`.
-    /// The receiver fails when the thread has ended.
+    /// Starts the compute thread. The receiver fails when it has ended.
     pub(crate) fn start(
         engine: Engine,
-        limit: usize,
-        max_rows: usize,
+        limits: Limits,
         metrics: Arc<Metrics>,
     ) -> Result<(Queue, oneshot::Receiver<()>)> {
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            ready: Condvar::new(),
-            jobs: AtomicUsize::new(0),
-            limit,
-            metrics,
-        });
+        let shared = Arc::new(Shared::new(engine, limits, metrics));
         let (alive, ended) = oneshot::channel();
-        let worker = Worker { shared: shared.clone(), engine, max_rows, _alive: alive };
+        let worker = Worker { shared: shared.clone(), _alive: alive };
         thread::Builder::new()
             .name("compute".into())
             .spawn(move || worker.work())
@@ -86,6 +89,9 @@ impl Queue {
 
     /// Computes `work`, when its turn comes. A caller that stops waiting is not computed for.
     pub(crate) async fn run(&self, work: Work) -> Result<Sums, Status> {
+        if let Some(answer) = self.0.run_at_once(&work) {
+            return answer;
+        }
         let (answer, answered) = oneshot::channel();
         self.0.push(Job { work, answer })?;
         answered.await.unwrap_or_else(|_| Err(stopped()))
@@ -99,81 +105,90 @@ impl Drop for Queue {
 }
 
 impl Shared {
+    fn new(engine: Engine, limits: Limits, metrics: Arc<Metrics>) -> Shared {
+        let schedule = Schedule::new(limits.wait);
+        let state = State { schedule, thread: Thread::Busy, closed: false };
+        let (engine, state) = (Mutex::new(engine), Mutex::new(state));
+        Shared { engine, state, ready: Condvar::new(), limits, metrics }
+    }
+
+    /// Computes a short request on the calling thread where nothing else is to be done: neither it nor its answer
+    /// waits for another thread to wake up.
+    fn run_at_once(&self, work: &Work) -> Option<Result<Sums, Status>> {
+        let mut engine = {
+            let state = self.lock();
+            let schedule = &state.schedule;
+            if state.closed || !schedule.is_quiet() || schedule.time(work.rows) > SHORT {
+                return None;
+            }
+            self.engine.try_lock().ok()?
+        };
+        self.compute(&mut engine, &[work]).pop()
+    }
+
     fn push(&self, job: Job) -> Result<(), Status> {
         let mut state = self.lock();
         if state.closed {
             return Err(stopped());
         }
         // A request that is larger than the queue is taken when nothing else waits.
-        let rows = state.rows + job.work.rows;
-        if rows > self.limit && !state.jobs.is_empty() {
-            return Err(overloaded(&state));
+        let schedule = &mut state.schedule;
+        let rows = schedule.rows() + job.work.rows;
+        if !schedule.is_empty()
+            && (rows > self.limits.rows || schedule.time(rows) > self.limits.wait)
+        {
+            return Err(overloaded(schedule));
         }
-        state.jobs.push_back(job);
-        self.waiting(&mut state, rows);
-        if std::mem::take(&mut state.asleep) {
+        let kind = (job.work.layer, discriminant(&job.work.activations));
+        schedule.push(Instant::now(), kind, job.work.rows, job);
+        let complete = schedule.is_complete();
+        self.metrics.queue_rows.set(rows as i64);
+        if state.thread == Thread::Asleep || state.thread == Thread::Gathering && complete {
+            state.thread = Thread::Busy;
             self.ready.notify_one();
         }
         Ok(())
     }
 
-    /// The oldest job and all others of its layer and form, up to `max_rows`; `None` at the end.
-    fn next_batch(&self, max_rows: usize) -> Option<Vec<Job>> {
-        let mut state = self.wait_for_jobs();
-        if state.jobs.is_empty() {
-            return None;
-        }
-        let mut batch: Vec<Job> = Vec::new();
-        let mut rows = 0;
-        let mut rest = VecDeque::new();
-        for job in std::mem::take(&mut state.jobs) {
-            if job.answer.is_closed() {
-                continue;
-            }
-            if batch.first().is_none_or(|first| {
-                alike(&first.work, &job.work) && rows + job.work.rows <= max_rows
-            }) {
-                rows += job.work.rows;
-                batch.push(job);
-            } else {
-                rest.push_back(job);
-            }
-        }
-        state.jobs = rest;
-        let rows = state.jobs.iter().map(|job| job.work.rows).sum();
-        self.waiting(&mut state, rows);
-        Some(batch)
-    }
-
-    /// Makes known that the jobs in `state` have so many rows.
-    fn waiting(&self, state: &mut State, rows: usize) {
-        state.rows = rows;
-        self.jobs.store(state.jobs.len(), Ordering::Release);
-        self.metrics.queue_rows.set(rows as i64);
-    }
-
-    /// Returns with jobs, or without when the queue is closed.
-    fn wait_for_jobs(&self) -> MutexGuard<'_, State> {
-        let spin_until = Instant::now() + SPIN;
-        while self.jobs.load(Ordering::Acquire) == 0 && Instant::now() < spin_until {
-            thread::yield_now();
-        }
+    /// What is to be computed next, as soon as there is something; `None` at the end.
+    fn next_batch(&self) -> Option<Vec<Job>> {
         let mut state = self.lock();
-        while state.jobs.is_empty() && !state.closed {
-            state.asleep = true;
+        while let Some(wait) = self.gathering(&state) {
+            state.thread = Thread::Gathering;
+            state = self.ready.wait_timeout(state, wait).expect("nothing panics under this lock").0;
+        }
+        state.thread = Thread::Busy;
+        state.schedule.forget(|job| job.answer.is_closed());
+        let batch = state.schedule.take(Instant::now(), self.limits.batch_rows);
+        self.metrics.queue_rows.set(state.schedule.rows() as i64);
+        (!batch.is_empty() || !state.closed).then_some(batch)
+    }
+
+    /// How long to wait for more.
+    fn gathering(&self, state: &State) -> Option<Duration> {
+        let until = state.schedule.gather_until().filter(|_| !state.closed)?;
+        until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    /// Returns when requests wait, or when the queue is closed.
+    fn wait_for_requests(&self) {
+        let mut state = self.lock();
+        while state.schedule.is_empty() && !state.closed {
+            state.thread = Thread::Asleep;
             state = self.ready.wait(state).expect("nothing panics under this lock");
         }
-        state.asleep = false;
-        state
+        state.thread = Thread::Busy;
     }
 
-    fn finished(&self, rows: usize, took: Duration) {
-        let mut state = self.lock();
-        let per_row = took / rows as u32;
-        state.per_row = match state.per_row {
-            Duration::ZERO => per_row,
-            smoothed => (smoothed * 7 + per_row) / 8,
-        };
+    /// Runs a batch, which has at least one request.
+    fn compute(&self, engine: &mut Engine, batch: &[&Work]) -> Vec<Result<Sums, Status>> {
+        let started = Instant::now();
+        let answers = engine.run(batch);
+        let now = Instant::now();
+        let rows = batch.iter().map(|work| work.rows).sum();
+        let layer = batch[0].layer;
+        self.lock().schedule.ended(now, layer, batch.len(), rows, now - started);
+        answers
     }
 
     fn close(&self) {
@@ -186,14 +201,10 @@ impl Shared {
     }
 }
 
-/// Whether two requests can be computed together.
-fn alike(a: &Work, b: &Work) -> bool {
-    a.layer == b.layer && discriminant(&a.activations) == discriminant(&b.activations)
-}
-
-fn overloaded(state: &State) -> Status {
-    let message = format!("the queue is full: {} rows wait", state.rows);
-    sent_away(tonic::Code::Unavailable, message, state.per_row * state.rows as u32)
+fn overloaded(schedule: &Schedule<Job>) -> Status {
+    let rows = schedule.rows();
+    let message = format!("the queue is full: {rows} rows wait");
+    sent_away(tonic::Code::Unavailable, message, schedule.time(rows))
 }
 
 /// A refusal that says when to come back.
@@ -211,27 +222,27 @@ fn stopped() -> Status {
 /// The compute thread.
 struct Worker {
     shared: Arc<Shared>,
-    engine: Engine,
-    max_rows: usize,
     /// Dropped with the thread, which tells the server.
     _alive: oneshot::Sender<()>,
 }
 
 impl Worker {
-    fn work(mut self) {
-        while let Some(batch) = self.shared.next_batch(self.max_rows) {
+    fn work(self) {
+        let shared = &*self.shared;
+        loop {
+            shared.wait_for_requests();
+            // A handler that panicked over it ends this thread too.
+            let Ok(mut engine) = shared.engine.lock() else { return };
+            let Some(batch) = shared.next_batch() else { return };
             if batch.is_empty() {
                 continue;
             }
             let work: Vec<&Work> = batch.iter().map(|job| &job.work).collect();
-            let rows = work.iter().map(|work| work.rows).sum();
-            let started = Instant::now();
-            let answers = self.engine.run(&work);
+            let answers = shared.compute(&mut engine, &work);
             for (job, answer) in batch.into_iter().zip(answers) {
                 // A caller that has gone meanwhile needs no answer.
                 let _ = job.answer.send(answer);
             }
-            self.shared.finished(rows, started.elapsed());
         }
     }
 }
@@ -240,7 +251,7 @@ impl Drop for Worker {
     /// After a panic nobody waits for an answer that never comes.
     fn drop(&mut self) {
         self.shared.close();
-        self.shared.lock().jobs.clear();
+        self.shared.lock().schedule.forget(|_| true);
     }
 }
 

@@ -19,7 +19,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use crate::connection::{Limits, limit};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
-use crate::queue::Queue;
+use crate::queue::{self, Queue};
 use crate::service::{Runner, Service};
 use crate::shard::Shard;
 use crate::tenants::{Door, Tenants};
@@ -83,8 +83,12 @@ impl ExpertServer {
         let (runner, compute_ended) = match config.compute {
             Compute::Inline => (Runner::Inline(Box::new(Mutex::new(engine))), None),
             Compute::Thread => {
-                let (queue, ended) =
-                    Queue::start(engine, config.queue_rows, max_rows, metrics.clone())?;
+                let limits = queue::Limits {
+                    rows: config.queue_rows,
+                    batch_rows: max_rows,
+                    wait: config.max_wait,
+                };
+                let (queue, ended) = Queue::start(engine, limits, metrics.clone())?;
                 (Runner::Thread(queue), Some(ended))
             }
         };

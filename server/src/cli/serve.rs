@@ -62,6 +62,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value = "4096",
           value_parser = clap::value_parser!(u32).range(1..))]
     queue_rows: u32,
+    /// Milliseconds that a request may wait to be computed; what would wait longer is sent away
+    #[arg(long, value_name = "MS", default_value = "200",
+          value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    max_wait: u64,
     /// Connections at a time; those on top are closed at once
     #[arg(long, value_name = "N", default_value = "4096",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -135,6 +139,7 @@ impl Serve {
             expert_cache: self.expert_cache,
             max_rows: self.max_rows,
             queue_rows: self.queue_rows as usize,
+            max_wait: Duration::from_millis(self.max_wait),
             max_connections: self.max_connections as usize,
             idle_timeout: Duration::from_secs(self.idle_timeout),
             tenants,
