@@ -1,9 +1,9 @@
 //! The feed-forward network of a layer's experts: `weight * down(silu(gate x) * up x)`, summed over experts.
 
-use crate::matmul::{self, RowsOf, TILE_ROWS, multiply};
+use crate::matmul::{self, RowsOf, multiply};
 use crate::ops::silu_times;
 use crate::pool::{Pool, SharedMut};
-use crate::quant::Kernels;
+use crate::quant::{Kernels, MAX_TILE_ROWS};
 use crate::{Activations, Mat};
 
 /// One expert and the rows that it runs for.
@@ -138,11 +138,11 @@ fn down(
     let out = SharedMut::new(out);
     pool.run(n_embd.div_ceil(DOWN_ROWS), &|task| {
         let outputs = task * DOWN_ROWS..((task + 1) * DOWN_ROWS).min(n_embd);
-        let mut sums = [0f32; TILE_ROWS * DOWN_ROWS];
+        let mut sums = [0f32; MAX_TILE_ROWS * DOWN_ROWS];
         for (group, start) in groups.iter().zip(starts) {
             let format = group.down_proj.ty.act_format();
-            for (batch, named) in group.rows.chunks(TILE_ROWS).enumerate() {
-                let first = start + batch * TILE_ROWS;
+            for (batch, named) in group.rows.chunks(MAX_TILE_ROWS).enumerate() {
+                let first = start + batch * MAX_TILE_ROWS;
                 let rows =
                     RowsOf { count: named.len(), row: |i: usize| hidden.row(format, first + i) };
                 let (kernel, w) = (kernels.tile(group.down_proj.ty), &group.down_proj);

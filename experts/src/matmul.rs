@@ -3,19 +3,16 @@
 use std::ops::Range;
 
 use crate::pool::{Pool, SharedMut};
-use crate::quant::{ActRow, Kernels, Tile, TileFn};
+use crate::quant::{ActRow, Kernels, MAX_TILE_ROWS, Tile, TileFn};
 use crate::{Activations, Mat};
 
 /// Tasks a thread and region: enough that a slow thread's share is taken over by the others.
 const TASKS_PER_THREAD: usize = 8;
 /// Below this many bytes of weights a task costs more to hand out than it saves.
 const MIN_TASK_BYTES: usize = 16 << 10;
-/// Outputs in a cache line: tasks end on multiples of it, so that no two write the same line.
-const LINE: usize = 16;
-/// Weights that stay in the first-level cache while several activation rows pass over them.
-const TILE_BYTES: usize = 16 << 10;
-/// Activation rows handed to a kernel at once.
-pub(crate) const TILE_ROWS: usize = 16;
+/// Tasks end on multiples of this many outputs: whole cache lines, so that no two write the same one, and whole panels
+/// of the kernels.
+const PANEL: usize = 32;
 
 /// `out[i, r] = w[r] · x[i]`; `out` is `[x.rows(), w.rows]`. `x` must hold the form that `w.ty` wants.
 ///
@@ -97,28 +94,22 @@ pub(crate) unsafe fn multiply<'a>(
     stride: usize,
 ) {
     let row_bytes = w.bytes.len() / w.rows;
-    // One activation row needs the weights once; for more they must still be near when the next rows come.
-    let step = if x.count <= TILE_ROWS { rows.len() } else { (TILE_BYTES / row_bytes).max(1) };
-    for start in rows.clone().step_by(step.max(1)) {
-        let step = step.min(rows.end - start);
-        let weights = &w.bytes[start * row_bytes..][..step * row_bytes];
-        for first in (0..x.count).step_by(TILE_ROWS) {
-            let count = TILE_ROWS.min(x.count - first);
-            let mut tile_rows = [ActRow::default(); TILE_ROWS];
-            for (i, row) in tile_rows[..count].iter_mut().enumerate() {
-                *row = (x.row)(first + i);
-            }
-            // SAFETY: by the caller; the tile is part of what it promised.
-            unsafe {
-                kernel(&Tile {
-                    w: weights,
-                    row_bytes,
-                    rows: step,
-                    x: &tile_rows[..count],
-                    out: out.add(first * stride + start - rows.start),
-                    stride,
-                });
-            }
+    for first in (0..x.count).step_by(MAX_TILE_ROWS) {
+        let count = MAX_TILE_ROWS.min(x.count - first);
+        let mut tile_rows = [ActRow::default(); MAX_TILE_ROWS];
+        for (i, row) in tile_rows[..count].iter_mut().enumerate() {
+            *row = (x.row)(first + i);
+        }
+        // SAFETY: by the caller; the tile is part of what it promised.
+        unsafe {
+            kernel(&Tile {
+                w: &w.bytes[rows.start * row_bytes..rows.end * row_bytes],
+                row_bytes,
+                rows: rows.len(),
+                x: &tile_rows[..count],
+                out: out.add(first * stride),
+                stride,
+            });
         }
     }
 }
@@ -130,7 +121,7 @@ pub(crate) fn task_bytes(pool: &Pool, bytes: usize) -> usize {
 
 /// Rows of `w` for one task.
 pub(crate) fn task_rows(w: &Mat<'_>, task_bytes: usize) -> usize {
-    (task_bytes * w.rows / w.bytes.len().max(1)).next_multiple_of(LINE).max(LINE)
+    (task_bytes * w.rows / w.bytes.len().max(1)).next_multiple_of(PANEL).max(PANEL)
 }
 
 /// Panics where `w` is not what it says or does not fit `x`.

@@ -144,10 +144,33 @@ fn products_of_extreme_values_are_right() {
 }
 
 #[test]
+fn products_of_quantised_weights_have_the_same_bits_on_every_instruction_set() {
+    for ty in GgmlType::all().filter(|ty| ty.act_format() != ActFormat::F32) {
+        for (cols, n) in lengths(ty).into_iter().zip([1, 7, 64]) {
+            let mut noise = Noise(99);
+            let rows = 45;
+            let bytes = weights(ty, rows * cols, None, &mut noise);
+            let w = Mat { ty, rows, cols, bytes: &bytes };
+            let (x, _) = activations(ty.act_format(), n, cols, None, &mut noise);
+            let products = |kernels: &Kernels| {
+                let mut out = vec![f32::NAN; n * rows];
+                kernels.matmul(w, &x, &mut out);
+                out.iter().map(|y| y.to_bits()).collect::<Vec<_>>()
+            };
+            let mut all = Kernels::available();
+            let scalar = products(all.next().unwrap());
+            for kernels in all {
+                assert!(products(kernels) == scalar, "{} {ty}, {n} rows of {cols}", kernels.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     for ty in GgmlType::all() {
         let mut noise = Noise(77);
-        let (rows, cols, n) = (37, 1280, 23);
+        let (rows, cols, n) = (37, 1280, 79);
         let bytes = weights(ty, rows * cols, None, &mut noise);
         let w = Mat { ty, rows, cols, bytes: &bytes };
         let values = noise.floats(n * cols);

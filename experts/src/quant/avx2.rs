@@ -9,7 +9,8 @@ use half::{bf16, f16};
 
 use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
 use super::isa::Isa;
-use super::tiles::tile_functions;
+use super::sums::LANES;
+use super::tiles::{float_tiles, quant_tiles};
 use super::{ActRow, Kernels, Tile, TileFn, vq};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -34,10 +35,18 @@ impl vq::Q8 for Q8 {
     const TILE: TileFn = q8_0_tile;
 }
 
-/// A weight row is unpacked once for this many activation rows; more would spill 16 registers.
+/// A float weight row is widened once for this many activation rows; more would spill 16 registers.
 const BATCH: usize = 2;
 
-tile_functions!("avx2,fma,f16c");
+float_tiles!("avx2,fma,f16c");
+quant_tiles!(
+    "avx2,fma,f16c",
+    q8_0_tile: block_dot::<false>;
+    q4_0_tile: block_dot::<true>;
+    q4_k_tile: k_dot::<false>;
+    q5_k_tile: k_dot::<true>;
+    q6_k_tile: q6_k_dot;
+);
 
 /// Q4_K, or Q5_K where `FIVE`.
 ///
@@ -45,32 +54,60 @@ tile_functions!("avx2,fma,f16c");
 /// `x` holds as many Q8_K values as `w` has.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
-    let (bytes, qs) = if FIVE { (q5_k::BYTES, q5_k::QS) } else { (q4_k::BYTES, q4_k::QS) };
+unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
+    let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
     let pairs = _mm256_set_epi64x(
         0x0f0e_0f0e_0d0c_0d0c,
         0x0b0a_0b0a_0908_0908,
         0x0706_0706_0504_0504,
         0x0302_0302_0100_0100,
     );
+    let mut sums = _mm256_setzero_ps();
+    for (e, eight) in w.chunks(LANES * bytes).enumerate() {
+        let mut scaled = [_mm256_setzero_si256(); LANES];
+        let mut minima = [_mm256_setzero_si256(); LANES];
+        let (mut d, mut dmin) = ([0u16; LANES], [0u16; LANES]);
+        for (i, w) in eight.chunks_exact(bytes).enumerate() {
+            let b = LANES * e + i;
+            // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
+            unsafe {
+                let packed = w.as_ptr().add(q4_k::SCALES).cast::<[u8; 12]>().read();
+                let both = in_16_bits(scales_mins(packed));
+                let mins = _mm256_shuffle_epi8(_mm256_permute4x64_epi64::<0xee>(both), pairs);
+                let scales = _mm256_permute4x64_epi64::<0x44>(both);
+                scaled[i] = k_block::<FIVE>(w.as_ptr(), x.q.as_ptr().add(256 * b).cast(), scales);
+                let sums_16 = load(x.sums.as_ptr().add(16 * b).cast());
+                minima[i] = _mm256_madd_epi16(mins, sums_16);
+            }
+            d[i] = u16::from_le_bytes([w[0], w[1]]);
+            dmin[i] = u16::from_le_bytes([w[2], w[3]]);
+        }
+        let x_d = scales(x, e);
+        sums = term(across(scaled), _mm256_mul_ps(halves(d), x_d), sums);
+        let minima = _mm256_cvtepi32_ps(across(minima));
+        sums = _mm256_fnmadd_ps(minima, _mm256_mul_ps(halves(dmin), x_d), sums);
+    }
+    total(sums)
+}
+
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`; both halves of `scales` hold the eight scales.
+///
+/// # Safety
+/// A block is at `w`, 256 values at `x`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const u8, scales: __m256i) -> __m256i {
+    let qs = if FIVE { q5_k::QS } else { q4_k::QS };
     let nibble = _mm256_set1_epi8(0x0f);
-    let mut sums = [_mm256_setzero_ps(); N];
-    let mut minima = [_mm256_setzero_ps(); N];
-    for (b, w) in w.chunks_exact(bytes).enumerate() {
-        // SAFETY: within the block.
-        let packed = unsafe { w.as_ptr().add(q4_k::SCALES).cast::<[u8; 12]>().read() };
-        let both = in_16_bits(scales_mins(packed));
-        let scales = _mm256_permute4x64_epi64::<0x44>(both);
-        let mins = _mm256_shuffle_epi8(_mm256_permute4x64_epi64::<0xee>(both), pairs);
-        let mut ints = [_mm256_setzero_si256(); N];
-        for chunk in 0..4 {
-            // SAFETY: within the block.
-            let q = unsafe { load(w.as_ptr().add(qs + 32 * chunk)) };
+    let mut ints = _mm256_setzero_si256();
+    for chunk in 0..4 {
+        // SAFETY: by the caller.
+        unsafe {
+            let q = load(w.add(qs + 32 * chunk));
             let mut low = _mm256_and_si256(q, nibble);
             let mut high = _mm256_and_si256(_mm256_srli_epi16::<4>(q), nibble);
             if FIVE {
-                // SAFETY: within the block.
-                let fifth = unsafe { load(w.as_ptr().add(q5_k::QH)) };
+                let fifth = load(w.add(q5_k::QH));
                 low = _mm256_or_si256(low, bits_at_4(fifth, 2 * chunk, 1));
                 high = _mm256_or_si256(high, bits_at_4(fifth, 2 * chunk + 1, 1));
             }
@@ -78,34 +115,14 @@ unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N])
                 let lane = (((2 * j + 1) << 8) | (2 * j)) as i16;
                 _mm256_shuffle_epi8(scales, _mm256_set1_epi16(lane))
             };
-            let (low_scale, high_scale) = (scale(2 * chunk), scale(2 * chunk + 1));
-            for n in 0..N {
-                // SAFETY: `x` has 256 values for each block.
-                let (a, c) = unsafe {
-                    let q = x[n].q.as_ptr().add(256 * b + 64 * chunk).cast::<u8>();
-                    (load(q), load(q.add(32)))
-                };
-                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, a), low_scale);
-                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(high, c), high_scale);
-                ints[n] = _mm256_add_epi32(ints[n], _mm256_add_epi32(low, high));
-            }
-        }
-        for n in 0..N {
-            // SAFETY: `x` has a scale and 16 sums for each block.
-            let (d, sums_16) = unsafe {
-                let d = _mm_mul_ps(half_pair(w.as_ptr()), _mm_set1_ps(*x[n].d.get_unchecked(b)));
-                (d, load(x[n].sums.as_ptr().add(16 * b).cast()))
-            };
-            let (d, dmin) = (_mm256_broadcastss_ps(d), _mm256_broadcastss_ps(_mm_movehdup_ps(d)));
-            let minimum = _mm256_cvtepi32_ps(_mm256_madd_epi16(mins, sums_16));
-            sums[n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints[n]), d, sums[n]);
-            minima[n] = _mm256_fmadd_ps(minimum, dmin, minima[n]);
+            let x = x.add(64 * chunk);
+            let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, load(x)), scale(2 * chunk));
+            let high = _mm256_maddubs_epi16(high, load(x.add(32)));
+            let high = _mm256_madd_epi16(high, scale(2 * chunk + 1));
+            ints = _mm256_add_epi32(ints, _mm256_add_epi32(low, high));
         }
     }
-    for n in 0..N {
-        sums[n] = _mm256_sub_ps(sums[n], minima[n]);
-    }
-    totals(sums)
+    ints
 }
 
 /// Q6_K.
@@ -114,18 +131,45 @@ unsafe fn k_dot<const FIVE: bool, const N: usize>(w: &[u8], x: &[ActRow<'_>; N])
 /// `x` holds as many Q8_K values as `w` has.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q6_k_dot<const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
+unsafe fn q6_k_dot(w: &[u8], x: &ActRow<'_>) -> f32 {
+    let mut sums = _mm256_setzero_ps();
+    for (e, eight) in w.chunks(LANES * q6_k::BYTES).enumerate() {
+        let mut scaled = [_mm256_setzero_si256(); LANES];
+        let mut d = [0u16; LANES];
+        for (i, w) in eight.chunks_exact(q6_k::BYTES).enumerate() {
+            let b = LANES * e + i;
+            // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
+            unsafe {
+                let scales = _mm_loadu_si128(w.as_ptr().add(q6_k::SCALES).cast());
+                let sums_16 = load(x.sums.as_ptr().add(16 * b).cast());
+                // Weights are stored +32.
+                let offset = _mm256_madd_epi16(_mm256_cvtepi8_epi16(scales), sums_16);
+                let ints = q6_k_block(w, x.q.as_ptr().add(256 * b).cast());
+                scaled[i] = _mm256_sub_epi32(ints, _mm256_slli_epi32::<5>(offset));
+            }
+            d[i] = u16::from_le_bytes([w[q6_k::D], w[q6_k::D + 1]]);
+        }
+        sums = term(across(scaled), _mm256_mul_ps(halves(d), scales(x, e)), sums);
+    }
+    total(sums)
+}
+
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`, with the weights' offset.
+///
+/// # Safety
+/// `w` is a block, 256 values are at `x`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn q6_k_block(w: &[u8], x: *const u8) -> __m256i {
     let nibble = _mm256_set1_epi8(0x0f);
-    let mut sums = [_mm256_setzero_ps(); N];
-    for (b, w) in w.chunks_exact(q6_k::BYTES).enumerate() {
-        let scale = |i: usize| _mm_set1_epi16(i16::from(w[q6_k::SCALES + i] as i8));
-        let mut ints = [_mm256_setzero_si256(); N];
-        for half in 0..2 {
-            // SAFETY: within the block.
-            let (q, r, pairs) = unsafe {
-                let q = w.as_ptr().add(64 * half);
-                (load(q), load(q.add(32)), load(w.as_ptr().add(q6_k::QH + 32 * half)))
-            };
+    let scale = |i: usize| _mm_set1_epi16(i16::from(w[q6_k::SCALES + i] as i8));
+    let mut ints = _mm256_setzero_si256();
+    for half in 0..2 {
+        // SAFETY: by the caller.
+        unsafe {
+            let q = w.as_ptr().add(64 * half);
+            let (q, r) = (load(q), load(q.add(32)));
+            let pairs = load(w.as_ptr().add(q6_k::QH + 32 * half));
             let low = [
                 _mm256_and_si256(q, nibble),
                 _mm256_and_si256(r, nibble),
@@ -136,30 +180,12 @@ unsafe fn q6_k_dot<const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
                 let q = _mm256_or_si256(low, bits_at_4(pairs, 2 * k, 3));
                 let j = 4 * half + k;
                 let scales = _mm256_set_m128i(scale(2 * j + 1), scale(2 * j));
-                for n in 0..N {
-                    // SAFETY: `x` has 256 values for each block.
-                    let a = unsafe { load(x[n].q.as_ptr().add(256 * b + 32 * j).cast()) };
-                    let dots = _mm256_madd_epi16(_mm256_maddubs_epi16(q, a), scales);
-                    ints[n] = _mm256_add_epi32(ints[n], dots);
-                }
+                let products = _mm256_maddubs_epi16(q, load(x.add(32 * j)));
+                ints = _mm256_add_epi32(ints, _mm256_madd_epi16(products, scales));
             }
         }
-        // SAFETY: 16 scales within the block.
-        let scales = unsafe { _mm_loadu_si128(w.as_ptr().add(q6_k::SCALES).cast()) };
-        let scales = _mm256_cvtepi8_epi16(scales);
-        for n in 0..N {
-            // SAFETY: `x` has a scale and 16 sums for each block; the pair ends with the block.
-            let (d, sums_16) = unsafe {
-                let d = _mm_movehdup_ps(half_pair(w.as_ptr().add(q6_k::D - 2)));
-                let d = _mm_mul_ps(d, _mm_set1_ps(*x[n].d.get_unchecked(b)));
-                (d, load(x[n].sums.as_ptr().add(16 * b).cast()))
-            };
-            let offset = _mm256_slli_epi32::<5>(_mm256_madd_epi16(scales, sums_16));
-            let ints = _mm256_cvtepi32_ps(_mm256_sub_epi32(ints[n], offset));
-            sums[n] = _mm256_fmadd_ps(ints, _mm256_broadcastss_ps(d), sums[n]);
-        }
     }
-    totals(sums)
+    ints
 }
 
 /// Q8_0, or Q4_0 where `NIBBLES`.
@@ -168,30 +194,63 @@ unsafe fn q6_k_dot<const N: usize>(w: &[u8], x: &[ActRow<'_>; N]) -> [f32; N] {
 /// `x` holds as many Q8_0 values as `w` has.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn block_dot<const NIBBLES: bool, const N: usize>(
-    w: &[u8],
-    x: &[ActRow<'_>; N],
-) -> [f32; N] {
+unsafe fn block_dot<const NIBBLES: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
     let bytes = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
-    let mut sums = [_mm256_setzero_ps(); N];
-    for (b, w) in w.chunks_exact(bytes).enumerate() {
-        // SAFETY: within the block.
-        let [first, second] = unsafe { widened::<NIBBLES>(w.as_ptr()) };
-        for n in 0..N {
-            // SAFETY: `x` has 32 values and a scale for each block.
-            let (a, c, d) = unsafe {
-                let q = x[n].q.as_ptr().add(32 * b).cast::<u8>();
-                (
-                    widen(q),
-                    widen(q.add(16)),
-                    _mm_mul_ps(half_pair(w.as_ptr()), _mm_set1_ps(*x[n].d.get_unchecked(b))),
-                )
-            };
-            let ints = _mm256_add_epi32(_mm256_madd_epi16(first, a), _mm256_madd_epi16(second, c));
-            sums[n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints), _mm256_broadcastss_ps(d), sums[n]);
+    let mut sums = _mm256_setzero_ps();
+    for (e, eight) in w.chunks(LANES * bytes).enumerate() {
+        let mut ints = [_mm256_setzero_si256(); LANES];
+        let mut d = [0u16; LANES];
+        for (i, w) in eight.chunks_exact(bytes).enumerate() {
+            // SAFETY: within the block, and `x` has 32 values for it.
+            unsafe {
+                let [first, second] = widened::<NIBBLES>(w.as_ptr());
+                let x = x.q.as_ptr().add(32 * (LANES * e + i)).cast::<u8>();
+                let second = _mm256_madd_epi16(second, widen(x.add(16)));
+                ints[i] = _mm256_add_epi32(_mm256_madd_epi16(first, widen(x)), second);
+            }
+            d[i] = u16::from_le_bytes([w[0], w[1]]);
         }
+        sums = term(across(ints), _mm256_mul_ps(halves(d), scales(x, e)), sums);
     }
-    totals(sums)
+    total(sums)
+}
+
+/// The scales of the activations' blocks from `8 * e` on, as many as there are of eight, then zeros.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scales(x: &ActRow<'_>, e: usize) -> __m256 {
+    let d = &x.d[LANES * e..];
+    let mut eight = [0.0; LANES];
+    let count = d.len().min(LANES);
+    eight[..count].copy_from_slice(&d[..count]);
+    // SAFETY: eight values are there.
+    unsafe { _mm256_loadu_ps(eight.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn halves(bits: [u16; LANES]) -> __m256 {
+    // SAFETY: 16 bytes are there.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast())) }
+}
+
+/// `sums + integers * scales`, a block a lane.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn term(integers: __m256i, scales: __m256, sums: __m256) -> __m256 {
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers), scales, sums)
+}
+
+/// The sum over each vector, in order.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn across(v: [__m256i; LANES]) -> __m256i {
+    let by_2 = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let by_4 = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let low = by_4(by_2(v[0], v[1]), by_2(v[2], v[3]));
+    let high = by_4(by_2(v[4], v[5]), by_2(v[6], v[7]));
+    let parts = _mm256_permute2x128_si256::<0x20>(low, high);
+    _mm256_add_epi32(parts, _mm256_permute2x128_si256::<0x31>(low, high))
 }
 
 /// A block's values in 16 bits each.
@@ -252,12 +311,11 @@ unsafe fn float_dot<const TYPE: u8, const N: usize>(w: &[u8], x: &[ActRow<'_>; N
             }
         }
     }
-    let mut whole = [_mm256_setzero_ps(); N];
+    let mut totals = [0.0; N];
     for n in 0..N {
         let [a, b, c, d] = sums[n];
-        whole[n] = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+        totals[n] = total(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)));
     }
-    let mut totals = totals(whole);
     for i in cols / 8 * 8..cols {
         let low = [w[i * bytes], w[i * bytes + 1]];
         let weight = match TYPE {
@@ -333,19 +391,13 @@ fn bits_at_4(q: __m256i, from: usize, mask: i8) -> __m256i {
     _mm256_slli_epi16::<4>(_mm256_and_si256(bits, _mm256_set1_epi8(mask)))
 }
 
-/// The sum of each vector. Not a closure for `map`: one would not be inlined there, and sums that go through memory
-/// hold up the next row's loads.
+/// The sum over a vector, by halves.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn totals<const N: usize>(sums: [__m256; N]) -> [f32; N] {
-    let mut totals = [0.0; N];
-    for n in 0..N {
-        let x = _mm256_castps256_ps128(sums[n]);
-        let x = _mm_add_ps(x, _mm256_extractf128_ps::<1>(sums[n]));
-        let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-        totals[n] = _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-    }
-    totals
+pub(super) fn total(v: __m256) -> f32 {
+    let x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
 /// Eight scales and eight minima, 16 bits each.
@@ -353,18 +405,6 @@ fn totals<const N: usize>(sums: [__m256; N]) -> [f32; N] {
 #[target_feature(enable = "avx2")]
 pub(super) fn in_16_bits([scales, mins]: [u64; 2]) -> __m256i {
     _mm256_cvtepu8_epi16(_mm_set_epi64x(mins as i64, scales as i64))
-}
-
-/// Two halves, in the lower lanes.
-///
-/// # Safety
-/// Four bytes are there.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn half_pair(at: *const u8) -> __m128 {
-    // SAFETY: by the caller.
-    let bits = unsafe { at.cast::<i32>().read_unaligned() };
-    _mm_cvtph_ps(_mm_cvtsi32_si128(bits))
 }
 
 /// # Safety

@@ -1,7 +1,7 @@
 //! Kernels over quantised weights: a plain reference for each type, and fast paths chosen once at start.
 //!
-//! Every path computes the same integers; only the order of float additions differs between instruction sets. Within
-//! one instruction set a row's result has the same bits however many rows are multiplied with it.
+//! A row's result has the same bits however many rows are multiplied with it, and with quantised weights it has the
+//! same bits on every instruction set (`sums`). Float weights add up in another order on each.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -12,6 +12,7 @@ mod dequantize;
 pub(crate) mod isa;
 mod quantize;
 mod scalar;
+mod sums;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 pub(crate) mod vq;
@@ -63,12 +64,16 @@ pub(crate) struct ActRow<'a> {
     pub(crate) sums: &'a [i16],
 }
 
+/// Activation rows that a kernel takes at most: weights are unpacked once for all of them.
+pub(crate) const MAX_TILE_ROWS: usize = 64;
+
 /// Weight rows times activation rows: `out[i * stride + r] = w[r] · x[i]`.
 pub(crate) struct Tile<'a> {
     /// `rows` weight rows, one after another.
     pub(crate) w: &'a [u8],
     pub(crate) row_bytes: usize,
     pub(crate) rows: usize,
+    /// Up to [`MAX_TILE_ROWS`].
     pub(crate) x: &'a [ActRow<'a>],
     pub(crate) out: *mut f32,
     pub(crate) stride: usize,

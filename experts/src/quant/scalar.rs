@@ -4,6 +4,7 @@ use half::{bf16, f16};
 
 use super::blocks::{f16_at, q4_0, q4_k, q5_k, q6_k, q8_0, scale_min};
 use super::isa::Isa;
+use super::sums::Sums;
 use super::{ActRow, Kernels, Tile, TileFn, vq};
 
 pub(super) static KERNELS: Kernels = Kernels {
@@ -61,31 +62,28 @@ fn bf16_dot(w: &[u8], x: ActRow<'_>) -> f32 {
 }
 
 fn q8_0_dot(w: &[u8], x: ActRow<'_>) -> f32 {
-    let blocks = w.chunks_exact(q8_0::BYTES).zip(x.q.chunks_exact(32)).zip(x.d);
-    blocks
-        .map(|((w, q), d)| {
-            let products =
-                w[q8_0::QS..].iter().zip(q).map(|(w, q)| i32::from(*w as i8) * i32::from(*q));
-            f16_at(w, 0) * d * products.sum::<i32>() as f32
-        })
-        .sum()
+    block_dot::<{ q8_0::BYTES }>(w, x, |w, i| i32::from(w[q8_0::QS + i] as i8))
 }
 
 fn q4_0_dot(w: &[u8], x: ActRow<'_>) -> f32 {
-    let blocks = w.chunks_exact(q4_0::BYTES).zip(x.q.chunks_exact(32)).zip(x.d);
-    blocks
-        .map(|((w, q), d)| {
-            let (low, high) = q.split_at(16);
-            let nibbles = w[q4_0::QS..].iter().zip(low.iter().zip(high));
-            let sum: i32 = nibbles
-                .map(|(w, (low, high))| {
-                    (i32::from(w & 0x0f) - 8) * i32::from(*low)
-                        + (i32::from(w >> 4) - 8) * i32::from(*high)
-                })
-                .sum();
-            f16_at(w, 0) * d * sum as f32
-        })
-        .sum()
+    block_dot::<{ q4_0::BYTES }>(w, x, |w, i| {
+        let both = w[q4_0::QS + i % 16];
+        i32::from(if i < 16 { both & 0x0f } else { both >> 4 }) - 8
+    })
+}
+
+/// Blocks of 32: `value(block, i)` is value `i`.
+fn block_dot<const BYTES: usize>(
+    w: &[u8],
+    x: ActRow<'_>,
+    value: impl Fn(&[u8], usize) -> i32,
+) -> f32 {
+    let mut sums = Sums::new();
+    for (b, w) in w.as_chunks::<BYTES>().0.iter().enumerate() {
+        let products = (0..32).map(|i| value(w, i) * i32::from(x.q[32 * b + i]));
+        sums.add(b, products.sum(), f16_at(w, 0) * x.d[b]);
+    }
+    sums.total()
 }
 
 fn q4_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
@@ -111,7 +109,7 @@ fn k_dot<const BYTES: usize>(
     value: impl Fn(&[u8], usize, usize) -> u8,
 ) -> f32 {
     let (blocks, _) = w.as_chunks::<BYTES>();
-    let mut total = 0.0;
+    let mut total = Sums::new();
     for (b, w) in blocks.iter().enumerate() {
         let (q, sums) = (&x.q[256 * b..][..256], &x.sums[16 * b..][..16]);
         let (mut scaled, mut minima) = (0, 0);
@@ -121,13 +119,14 @@ fn k_dot<const BYTES: usize>(
             scaled += i32::from(scale) * products.sum::<i32>();
             minima += i32::from(min) * (i32::from(sums[2 * j]) + i32::from(sums[2 * j + 1]));
         }
-        total += x.d[b] * (f16_at(w, 0) * scaled as f32 - f16_at(w, 2) * minima as f32);
+        total.add(b, scaled, f16_at(w, 0) * x.d[b]);
+        total.add(b, -minima, f16_at(w, 2) * x.d[b]);
     }
-    total
+    total.total()
 }
 
 fn q6_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
-    let mut total = 0.0;
+    let mut total = Sums::new();
     for (b, w) in w.chunks_exact(q6_k::BYTES).enumerate() {
         let q = &x.q[256 * b..][..256];
         let mut scaled = 0;
@@ -139,7 +138,7 @@ fn q6_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
             let value = i32::from(low | (high << 4)) - 32;
             scaled += i32::from(w[q6_k::SCALES + v / 16] as i8) * value * i32::from(*q);
         }
-        total += x.d[b] * f16_at(w, q6_k::D) * scaled as f32;
+        total.add(b, scaled, f16_at(w, q6_k::D) * x.d[b]);
     }
-    total
+    total.total()
 }

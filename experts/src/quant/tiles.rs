@@ -1,20 +1,15 @@
 //! The tile functions of an instruction set with vectors, from its dot products.
 
-/// Defines a tile function for each weight type from the calling module's dot products of a weight row with some
+/// Defines a tile function for each float type from the calling module's dot products of a weight row with some
 /// activation rows, `BATCH` of them at a time. One weight row at a time: two interleaved streams cost the hardware's
 /// prefetch half of the bandwidth (measured on Zen 4).
-macro_rules! tile_functions {
+macro_rules! float_tiles {
     ($features:literal) => {
-        tile_functions!($features, f32_tile, float_dot, F32);
-        tile_functions!($features, f16_tile, float_dot, F16);
-        tile_functions!($features, bf16_tile, float_dot, BF16);
-        tile_functions!($features, q8_0_tile, block_dot, false);
-        tile_functions!($features, q4_0_tile, block_dot, true);
-        tile_functions!($features, q4_k_tile, k_dot, false);
-        tile_functions!($features, q5_k_tile, k_dot, true);
-        tile_functions!($features, q6_k_tile, q6_k_dot);
+        float_tiles!($features, f32_tile, F32);
+        float_tiles!($features, f16_tile, F16);
+        float_tiles!($features, bf16_tile, BF16);
     };
-    ($features:literal, $name:ident, $dot:ident $(, $kind:expr)?) => {
+    ($features:literal, $name:ident, $kind:expr) => {
         /// # Safety
         /// See `TileFn`.
         #[target_feature(enable = $features)]
@@ -23,18 +18,52 @@ macro_rules! tile_functions {
             for (i, x) in batches.iter().enumerate() {
                 for r in 0..tile.rows {
                     // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i * BATCH, r, $dot::<$({ $kind },)? BATCH>(tile.row(r), x)) };
+                    unsafe { tile.store(i * BATCH, r, float_dot::<$kind, BATCH>(tile.row(r), x)) };
                 }
             }
             for (i, x) in rest.as_chunks::<1>().0.iter().enumerate() {
                 for r in 0..tile.rows {
                     let i = batches.len() * BATCH + i;
                     // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i, r, $dot::<$({ $kind },)? 1>(tile.row(r), x)) };
+                    unsafe { tile.store(i, r, float_dot::<$kind, 1>(tile.row(r), x)) };
                 }
             }
         }
     };
 }
 
-pub(super) use tile_functions;
+/// Defines tile functions for quantised types: of a dot product of a weight row with one activation row, and of a
+/// tile function for several, where there is a better way than one after another.
+macro_rules! quant_tiles {
+    ($features:literal, $($name:ident: $dot:expr;)+) => {$(
+        /// # Safety
+        /// See `TileFn`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(tile: &Tile<'_>) {
+            for r in 0..tile.rows {
+                for (i, x) in tile.x.iter().enumerate() {
+                    // SAFETY: `TileFn`'s conditions.
+                    unsafe { tile.store(i, r, [$dot(tile.row(r), x)]) };
+                }
+            }
+        }
+    )+};
+    ($features:literal, $($name:ident: $dot:expr, $several:expr;)+) => {$(
+        /// # Safety
+        /// See `TileFn`.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(tile: &Tile<'_>) {
+            if let [x] = tile.x {
+                for r in 0..tile.rows {
+                    // SAFETY: `TileFn`'s conditions.
+                    unsafe { tile.store(0, r, [$dot(tile.row(r), x)]) };
+                }
+            } else {
+                // SAFETY: `TileFn`'s conditions.
+                unsafe { $several(tile) };
+            }
+        }
+    )+};
+}
+
+pub(super) use {float_tiles, quant_tiles};

@@ -1,0 +1,353 @@
+//! Several activation rows: 32 weight rows are unpacked once, a lane each, and multiplied with all of them.
+//!
+//! A vector holds four values of each of 16 weight rows, and `dpbusd` multiplies them with four broadcast activations,
+//! so that nothing is ever summed across lanes. Six activation rows by 32 weight rows are what fits the registers.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::load;
+use super::unpack::{ROWS, Unpack};
+use crate::quant::sums::LANES;
+use crate::quant::{ActRow, MAX_TILE_ROWS, Tile};
+
+/// Activation rows that are multiplied together.
+const BATCH: usize = 6;
+/// Values that are unpacked at a time.
+const STEP: usize = 256;
+
+/// 256 values of each of [`ROWS`] weight rows.
+#[repr(C, align(64))]
+pub(super) struct Panel {
+    /// Values, unsigned: `[value / 4][row][value % 4]`.
+    pub(super) values: [[u8; 4 * ROWS]; STEP / 4],
+    /// Each sub-block's integer scale.
+    pub(super) scales: [[i32; ROWS]; 16],
+    /// Factors of the activations' sums over a sub-block's values, two 16-bit ones a lane.
+    pub(super) factors: [[i32; ROWS]; STEP / 32],
+    /// Each block's scale.
+    pub(super) d: [[f32; ROWS]; LANES],
+    /// The scale of the minima.
+    pub(super) dmin: [f32; ROWS],
+}
+
+impl Panel {
+    const EMPTY: Panel = Panel {
+        values: [[0; 4 * ROWS]; STEP / 4],
+        scales: [[0; ROWS]; 16],
+        factors: [[0; ROWS]; STEP / 32],
+        d: [[0.0; ROWS]; LANES],
+        dmin: [0.0; ROWS],
+    };
+}
+
+/// An activation row's products with the panel's weight rows, in the making: see [`crate::quant::sums`].
+type Lanes = [[f32; ROWS]; LANES];
+
+/// A tile of weights that `U` unpacks.
+///
+/// # Safety
+/// See `TileFn`.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
+    let mut panel = Panel::EMPTY;
+    let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
+    let blocks = tile.row_bytes / U::BYTES;
+    for first in (0..tile.rows).step_by(ROWS) {
+        let rows = ROWS.min(tile.rows - first);
+        let sums = &mut room[..tile.x.len()];
+        for lanes in sums.iter_mut() {
+            lanes.write([[0.0; ROWS]; LANES]);
+        }
+        // SAFETY: all of them were just written.
+        let sums = unsafe { sums.assume_init_mut() };
+        for b in (0..blocks).step_by(U::BLOCKS) {
+            let count = U::BLOCKS.min(blocks - b);
+            // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`, and so have the activations.
+            unsafe {
+                let row = |r: usize| {
+                    let r = first + r.min(rows - 1);
+                    tile.w.as_ptr().add(r * tile.row_bytes + b * U::BYTES)
+                };
+                for r in 0..ROWS {
+                    prefetch(row(r).wrapping_add(ROWS * tile.row_bytes), count * U::BYTES);
+                }
+                U::unpack(row, count, &mut panel);
+                let (batches, rest) = tile.x.as_chunks::<BATCH>();
+                let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
+                for (x, sums) in batches.iter().zip(batch_sums) {
+                    multiply::<U, BATCH>(&panel, x, b, count, sums);
+                }
+                match rest.len() {
+                    1 => multiply_rest::<U, 1>(&panel, rest, b, count, rest_sums),
+                    2 => multiply_rest::<U, 2>(&panel, rest, b, count, rest_sums),
+                    3 => multiply_rest::<U, 3>(&panel, rest, b, count, rest_sums),
+                    4 => multiply_rest::<U, 4>(&panel, rest, b, count, rest_sums),
+                    5 => multiply_rest::<U, 5>(&panel, rest, b, count, rest_sums),
+                    _ => {}
+                }
+            }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: `out` is valid for `rows` products of activation row `i` from weight row `first`.
+            unsafe { store(sums, tile.out.add(i * tile.stride + first), rows) };
+        }
+    }
+}
+
+/// # Safety
+/// See [`multiply`]; there are `N` of both.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply_rest<U: Unpack, const N: usize>(
+    panel: &Panel,
+    x: &[ActRow<'_>],
+    b: usize,
+    count: usize,
+    sums: &mut [Lanes],
+) {
+    let (Some(x), Some(sums)) = (x.first_chunk(), sums.first_chunk_mut()) else { return };
+    // SAFETY: by the caller.
+    unsafe { multiply::<U, N>(panel, x, b, count, sums) }
+}
+
+/// Adds the products of the panel's `count` blocks, which are blocks `b` and on of their rows.
+///
+/// # Safety
+/// Each `x` has those blocks.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn multiply<U: Unpack, const N: usize>(
+    panel: &Panel,
+    x: &[ActRow<'_>; N],
+    b: usize,
+    count: usize,
+    sums: &mut [Lanes; N],
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        if U::BLOCKS == 1 {
+            super_block::<U, N>(panel, x, b, sums);
+        } else {
+            for i in 0..count {
+                block::<U, N>(panel, x, b + i, i, sums);
+            }
+        }
+    }
+}
+
+/// Block `b` of 256 values, whose sub-blocks have integer scales.
+///
+/// # Safety
+/// Each `x` has it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn super_block<U: Unpack, const N: usize>(
+    panel: &Panel,
+    x: &[ActRow<'_>; N],
+    b: usize,
+    sums: &mut [Lanes; N],
+) {
+    let mut q = [std::ptr::null(); N];
+    for n in 0..N {
+        q[n] = x[n].q.as_ptr().wrapping_add(STEP * b);
+    }
+    let mut ints = [[_mm512_setzero_si512(); 2]; N];
+    // SAFETY: by the caller.
+    unsafe {
+        for sub in 0..STEP / U::SUB {
+            let at = sub * U::SUB;
+            let zero = [[_mm512_setzero_si512(); 2]; N];
+            let parts = dots(&panel.values[at / 4..][..U::SUB / 4], &q, at, zero);
+            let scales = vectors(&panel.scales[sub]);
+            for n in 0..N {
+                for half in 0..2 {
+                    let scaled = _mm512_mullo_epi32(parts[n][half], scales[half]);
+                    ints[n][half] = _mm512_add_epi32(ints[n][half], scaled);
+                }
+            }
+        }
+        let minima = times_sums(&panel.factors[..STEP / U::SUB / 2], x, b);
+        let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
+        for n in 0..N {
+            let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
+            let sum = &mut sums[n][b % LANES];
+            let mut total = floats(sum);
+            for half in 0..2 {
+                let scale = _mm512_mul_ps(d[half], x_d);
+                if U::MINIMA {
+                    let ints = _mm512_cvtepi32_ps(ints[n][half]);
+                    total[half] = _mm512_fmadd_ps(ints, scale, total[half]);
+                    let minima = _mm512_cvtepi32_ps(minima[n][half]);
+                    let scale = _mm512_mul_ps(dmin[half], x_d);
+                    total[half] = _mm512_fnmadd_ps(minima, scale, total[half]);
+                } else {
+                    let exact = _mm512_sub_epi32(ints[n][half], minima[n][half]);
+                    total[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, total[half]);
+                }
+            }
+            set(sum, total);
+        }
+    }
+}
+
+/// Block `b` of 32 values, which is the panel's block `i`.
+///
+/// # Safety
+/// Each `x` has it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn block<U: Unpack, const N: usize>(
+    panel: &Panel,
+    x: &[ActRow<'_>; N],
+    b: usize,
+    i: usize,
+    sums: &mut [Lanes; N],
+) {
+    let mut q = [std::ptr::null(); N];
+    let mut ints = [[_mm512_setzero_si512(); 2]; N];
+    // SAFETY: by the caller.
+    unsafe {
+        for n in 0..N {
+            q[n] = x[n].q.as_ptr().add(32 * b);
+            let sums = x[n].sums.as_ptr().add(2 * b).cast::<i32>().read_unaligned();
+            let offset = _mm512_set1_epi16(-U::OFFSET);
+            let offset = _mm512_dpwssd_epi32(ints[n][0], offset, _mm512_set1_epi32(sums));
+            ints[n] = [offset; 2];
+        }
+        ints = dots(&panel.values[8 * i..][..8], &q, 0, ints);
+        let d = floats(&panel.d[i]);
+        for n in 0..N {
+            let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
+            let sum = &mut sums[n][b % LANES];
+            let mut total = floats(sum);
+            for half in 0..2 {
+                let scale = _mm512_mul_ps(d[half], x_d);
+                total[half] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[n][half]), scale, total[half]);
+            }
+            set(sum, total);
+        }
+    }
+}
+
+/// Adds the dot products of `4 * w.len()` values with those from `at` of each `x`.
+///
+/// # Safety
+/// Each `x` has them.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn dots<const N: usize>(
+    w: &[[u8; 4 * ROWS]],
+    x: &[*const i8; N],
+    at: usize,
+    mut ints: [[__m512i; 2]; N],
+) -> [[__m512i; 2]; N] {
+    for (i, w) in w.iter().enumerate() {
+        // SAFETY: by the caller.
+        unsafe {
+            let (low, high) = (load(w.as_ptr()), load(w.as_ptr().add(64)));
+            for n in 0..N {
+                let x = x[n].add(at + 4 * i).cast::<i32>().read_unaligned();
+                let x = _mm512_set1_epi32(x);
+                ints[n][0] = _mm512_dpbusd_epi32(ints[n][0], low, x);
+                ints[n][1] = _mm512_dpbusd_epi32(ints[n][1], high, x);
+            }
+        }
+    }
+    ints
+}
+
+/// Factors times the activations' sums over the sub-blocks of block `b`.
+///
+/// # Safety
+/// Each `x` has it.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn times_sums<const N: usize>(
+    factors: &[[i32; ROWS]],
+    x: &[ActRow<'_>; N],
+    b: usize,
+) -> [[__m512i; 2]; N] {
+    let mut pairs = [[0i32; STEP / 32]; N];
+    for n in 0..N {
+        // SAFETY: by the caller: 16 sums.
+        unsafe {
+            let mut sums = _mm256_loadu_si256(x[n].sums.as_ptr().add(16 * b).cast());
+            if factors.len() == STEP / 64 {
+                // Over 32 values each.
+                let both = _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+                sums = _mm256_castsi128_si256(_mm256_cvtepi32_epi16(both));
+            }
+            _mm256_storeu_si256(pairs[n].as_mut_ptr().cast(), sums);
+        }
+    }
+    let mut ints = [[_mm512_setzero_si512(); 2]; N];
+    for (pair, factors) in factors.iter().enumerate() {
+        let factors = vectors(factors);
+        for n in 0..N {
+            let sums = _mm512_set1_epi32(pairs[n][pair]);
+            for half in 0..2 {
+                ints[n][half] = _mm512_dpwssd_epi32(ints[n][half], factors[half], sums);
+            }
+        }
+    }
+    ints
+}
+
+/// Writes `rows` products: the lanes' sums as [`crate::quant::sums`] adds them up.
+///
+/// # Safety
+/// `out` is valid for them.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
+    let add = |[a, b]: [__m512; 2], [c, d]: [__m512; 2]| [_mm512_add_ps(a, c), _mm512_add_ps(b, d)];
+    let pair = |i: usize| add(floats(&sums[i]), floats(&sums[i + 4]));
+    let total = add(add(pair(0), pair(2)), add(pair(1), pair(3)));
+    let mask = u32::MAX >> (ROWS - rows);
+    // SAFETY: the mask leaves out what is not there.
+    unsafe {
+        _mm512_mask_storeu_ps(out, mask as u16, total[0]);
+        _mm512_mask_storeu_ps(out.wrapping_add(16), (mask >> 16) as u16, total[1]);
+    }
+}
+
+/// Asks for what the next panel needs: the hardware cannot follow so many rows at once.
+#[inline]
+#[target_feature(enable = "sse")]
+fn prefetch(w: *const u8, len: usize) {
+    for line in (0..len).step_by(64) {
+        // A prefetch of an address that is not mapped does nothing.
+        _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(line).cast());
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn vectors(from: &[i32; ROWS]) -> [__m512i; 2] {
+    // SAFETY: 32 values are there.
+    unsafe {
+        let from = from.as_ptr().cast::<u8>();
+        [load(from), load(from.add(64))]
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn floats(from: &[f32; ROWS]) -> [__m512; 2] {
+    // SAFETY: 32 values are there.
+    unsafe { [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))] }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn set(to: &mut [f32; ROWS], values: [__m512; 2]) {
+    // SAFETY: there is room for 32 values.
+    unsafe {
+        _mm512_storeu_ps(to.as_mut_ptr(), values[0]);
+        _mm512_storeu_ps(to.as_mut_ptr().add(16), values[1]);
+    }
+}

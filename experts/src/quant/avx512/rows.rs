@@ -1,0 +1,385 @@
+//! One activation row: weights are unpacked in registers as they stream by.
+//!
+//! `dpbusd` multiplies unsigned weights by signed activations and adds four products to an i32, which for weights of
+//! up to 6 bits fits in 16; `dpwssd` then multiplies that by the sub-block's scale and accumulates. Signed weights
+//! are made unsigned by an offset, which the activations' sums take back, all in integers.
+
+use std::arch::x86_64::*;
+
+use super::{half_shifts, load, or_bits};
+use crate::quant::ActRow;
+use crate::quant::avx2::{across, in_16_bits, term, total};
+use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
+use crate::quant::sums::LANES;
+
+/// Q4_K, or Q5_K where `FIVE`.
+///
+/// # Safety
+/// `x` holds as many Q8_K values as `w` has.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
+    let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
+    // SAFETY: by the caller.
+    by_eight(w, bytes, |w, first, count, sums| unsafe {
+        k_blocks::<FIVE>(w, x, first, count, sums)
+    })
+}
+
+/// Sums up `add(blocks, first, count, sums)` over the row's blocks, eight at a time. The loop for whole eights is one
+/// of its own, so that the compiler knows the count there and keeps everything in registers.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f")]
+fn by_eight(
+    w: &[u8],
+    bytes: usize,
+    add: impl Fn(*const u8, usize, usize, __m256) -> __m256,
+) -> f32 {
+    let blocks = w.len() / bytes;
+    let mut sums = _mm256_setzero_ps();
+    let rest = blocks % LANES;
+    for first in (0..blocks - rest).step_by(LANES) {
+        sums = add(w[first * bytes..].as_ptr(), first, LANES, sums);
+    }
+    if rest > 0 {
+        let first = blocks - rest;
+        sums = add(w[first * bytes..].as_ptr(), first, rest, sums);
+    }
+    total(sums)
+}
+
+/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
+///
+/// # Safety
+/// `w` has them, and `x` their values, scales and sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn k_blocks<const FIVE: bool>(
+    w: *const u8,
+    x: &ActRow<'_>,
+    first: usize,
+    count: usize,
+    sums: __m256,
+) -> __m256 {
+    let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
+    let pairs = _mm256_set_epi64x(
+        0x0f0e_0f0e_0d0c_0d0c,
+        0x0b0a_0b0a_0908_0908,
+        0x0706_0706_0504_0504,
+        0x0302_0302_0100_0100,
+    );
+    let mut scaled = [_mm512_setzero_si512(); LANES];
+    let mut minima = [_mm256_setzero_si256(); LANES];
+    let mut d = [0; LANES];
+    // SAFETY: by the caller.
+    unsafe {
+        for i in 0..count {
+            let w = w.add(i * bytes);
+            prefetch(w, bytes);
+            let packed = w.add(q4_k::SCALES).cast::<[u8; 12]>().read();
+            let scales_mins = in_16_bits(scales_mins(packed));
+            let q = x.q.as_ptr().add(256 * (first + i));
+            scaled[i] = k_block::<FIVE>(w, q, _mm256_castsi256_si128(scales_mins));
+            let mins = _mm256_permute4x64_epi64::<0xee>(scales_mins);
+            let sums_16 = _mm256_loadu_si256(x.sums.as_ptr().add(16 * (first + i)).cast());
+            minima[i] = _mm256_madd_epi16(_mm256_shuffle_epi8(mins, pairs), sums_16);
+            d[i] = w.cast::<i32>().read_unaligned();
+        }
+        let d = _mm256_set_epi32(d[7], d[6], d[5], d[4], d[3], d[2], d[1], d[0]);
+        let dmin = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(_mm256_srli_epi32::<16>(d)));
+        let d = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(d));
+        let x_d = scales(x, first, count);
+        let sums = term(across_512(scaled), _mm256_mul_ps(d, x_d), sums);
+        let minima = _mm256_cvtepi32_ps(across(minima));
+        _mm256_fnmadd_ps(minima, _mm256_mul_ps(dmin, x_d), sums)
+    }
+}
+
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`.
+///
+/// # Safety
+/// A block is at `w`, 256 values at `x`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m128i) -> __m512i {
+    let qs = if FIVE { q5_k::QS } else { q4_k::QS };
+    let nibble = _mm512_set1_epi8(0x0f);
+    // Which scale each 16-bit lane takes, for (sub-blocks 0 and 2) and (1 and 3) of a half; 0 in odd lanes.
+    let scale_of = |sub: i32| {
+        let lane = |s: i32| 0x8080_0000_u32 as i32 | ((2 * s + 1) << 8) | (2 * s);
+        let (a, b) = (lane(sub), lane(sub + 2));
+        _mm512_set_epi32(b, b, b, b, b, b, b, b, a, a, a, a, a, a, a, a)
+    };
+    let scales = _mm512_broadcast_i32x4(scales);
+    let mut ints = _mm512_setzero_si512();
+    for half in 0..2 {
+        // SAFETY: by the caller.
+        unsafe {
+            // Two chunks: their low nibbles are sub-blocks 0 and 2 of this half, their high ones 1 and 3.
+            let q = load(w.add(qs + 64 * half));
+            let mut low = _mm512_and_si512(q, nibble);
+            let mut high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), nibble);
+            if FIVE {
+                let fifth = w.add(q5_k::QH);
+                let fifth = _mm512_broadcast_i64x4(_mm256_loadu_si256(fifth.cast()));
+                let fifth = if half == 0 { fifth } else { _mm512_srli_epi16::<4>(fifth) };
+                low = or_bits(low, _mm512_sllv_epi16(fifth, half_shifts(4, 2)), 0x10);
+                high = or_bits(high, _mm512_sllv_epi16(fifth, half_shifts(3, 1)), 0x10);
+            }
+            let x = x.cast::<u8>().add(128 * half);
+            let (a, c) = (load(x), load(x.add(64)));
+            let even = _mm512_shuffle_i64x2::<0x44>(a, c);
+            let odd = _mm512_shuffle_i64x2::<0xee>(a, c);
+            let low_scales = _mm512_shuffle_epi8(scales, scale_of(4 * half as i32));
+            let high_scales = _mm512_shuffle_epi8(scales, scale_of(4 * half as i32 + 1));
+            ints = _mm512_dpwssd_epi32(ints, dot(low, even), low_scales);
+            ints = _mm512_dpwssd_epi32(ints, dot(high, odd), high_scales);
+        }
+    }
+    ints
+}
+
+/// Q6_K.
+///
+/// # Safety
+/// `x` holds as many Q8_K values as `w` has.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn q6_k_dot(w: &[u8], x: &ActRow<'_>) -> f32 {
+    // SAFETY: by the caller.
+    by_eight(w, q6_k::BYTES, |w, first, count, sums| unsafe {
+        q6_k_blocks(w, x, first, count, sums)
+    })
+}
+
+/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
+///
+/// # Safety
+/// `w` has them, and `x` their values, scales and sums.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn q6_k_blocks(
+    w: *const u8,
+    x: &ActRow<'_>,
+    first: usize,
+    count: usize,
+    sums: __m256,
+) -> __m256 {
+    let mut scaled = [_mm512_setzero_si512(); LANES];
+    let mut d = [0; LANES];
+    // SAFETY: by the caller.
+    unsafe {
+        for i in 0..count {
+            let w = w.add(i * q6_k::BYTES);
+            prefetch(w, q6_k::BYTES);
+            let at = 256 * (first + i);
+            scaled[i] = q6_k_block(w, x.q.as_ptr().add(at), x.sums.as_ptr().add(at / 16));
+            d[i] = w.add(q6_k::D).cast::<i16>().read_unaligned();
+        }
+        let d = _mm256_mul_ps(halves(d), scales(x, first, count));
+        term(across_512(scaled), d, sums)
+    }
+}
+
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`.
+///
+/// # Safety
+/// A block is at `w`, 256 values at `x`, their 16 sums at `sums`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn q6_k_block(w: *const u8, x: *const i8, sums: *const i16) -> __m512i {
+    let nibble = _mm512_set1_epi8(0x0f);
+    // Four scales for 64 values: 128 bits each.
+    let lanes = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    // SAFETY: by the caller.
+    unsafe {
+        let scales_16 = _mm256_cvtepi8_epi16(_mm_loadu_si128(w.add(q6_k::SCALES).cast()));
+        let scales_32 = _mm512_cvtepu16_epi32(scales_16);
+        let mut ints = _mm512_setzero_si512();
+        for half in 0..2 {
+            let low_lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(8 * half as i32));
+            let high_lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(8 * half as i32 + 4));
+            let q = load(w.add(64 * half));
+            let pairs = _mm256_loadu_si256(w.add(q6_k::QH + 32 * half).cast());
+            let pairs = _mm512_broadcast_i64x4(pairs);
+            let low = _mm512_and_si512(q, nibble);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(q), nibble);
+            let low = or_bits(low, _mm512_sllv_epi16(pairs, half_shifts(4, 2)), 0x30);
+            let high = or_bits(high, _mm512_srlv_epi16(pairs, half_shifts(0, 2)), 0x30);
+            let low_scales = _mm512_permutexvar_epi32(low_lanes, scales_32);
+            let high_scales = _mm512_permutexvar_epi32(high_lanes, scales_32);
+            let x = x.cast::<u8>().add(128 * half);
+            ints = _mm512_dpwssd_epi32(ints, dot(low, load(x)), low_scales);
+            ints = _mm512_dpwssd_epi32(ints, dot(high, load(x.add(64))), high_scales);
+        }
+        // Weights are stored +32.
+        let offset = _mm256_madd_epi16(scales_16, _mm256_loadu_si256(sums.cast()));
+        let offset = _mm256_slli_epi32::<5>(offset);
+        _mm512_sub_epi32(ints, _mm512_zextsi256_si512(offset))
+    }
+}
+
+/// Q8_0, or Q4_0 where `NIBBLES`.
+///
+/// # Safety
+/// `x` holds as many Q8_0 values as `w` has.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn block_dot<const NIBBLES: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
+    let bytes = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
+    // SAFETY: by the caller.
+    by_eight(w, bytes, |w, first, count, sums| unsafe {
+        blocks::<NIBBLES>(w, x, first, count, sums)
+    })
+}
+
+/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
+///
+/// # Safety
+/// `w` has them, and `x` their values and scales.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop)]
+unsafe fn blocks<const NIBBLES: bool>(
+    w: *const u8,
+    x: &ActRow<'_>,
+    first: usize,
+    count: usize,
+    sums: __m256,
+) -> __m256 {
+    let (bytes, offset) = if NIBBLES { (q4_0::BYTES, 8) } else { (q8_0::BYTES, -128) };
+    let offset = _mm512_set1_epi8(offset);
+    let mut ints = [_mm512_setzero_si512(); LANES / 2];
+    let mut d = [0; LANES];
+    // SAFETY: by the caller.
+    unsafe {
+        let x_q = x.q.as_ptr().cast::<u8>().add(32 * first);
+        for pair in 0..count / 2 {
+            let q = block_pair::<NIBBLES>(w.add(2 * pair * bytes), bytes);
+            let a = load(x_q.add(64 * pair));
+            ints[pair] = _mm512_sub_epi32(dot(q, a), dot(offset, a));
+        }
+        if count % 2 == 1 {
+            let q = _mm512_zextsi256_si512(block::<NIBBLES>(w.add((count - 1) * bytes)));
+            let a = _mm512_zextsi256_si512(_mm256_loadu_si256(x_q.add(32 * (count - 1)).cast()));
+            ints[count / 2] = _mm512_sub_epi32(dot(q, a), dot(offset, a));
+        }
+        for i in 0..count {
+            d[i] = w.add(i * bytes).cast::<i16>().read_unaligned();
+        }
+        let d = _mm256_mul_ps(halves(d), scales(x, first, count));
+        term(across_pairs(ints), d, sums)
+    }
+}
+
+/// Two blocks' values, made unsigned by their offset.
+///
+/// # Safety
+/// Two blocks of `bytes` are at `w`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn block_pair<const NIBBLES: bool>(w: *const u8, bytes: usize) -> __m512i {
+    // SAFETY: by the caller.
+    unsafe {
+        if NIBBLES {
+            let first = _mm512_broadcast_i32x4(_mm_loadu_si128(w.add(q4_0::QS).cast()));
+            let second = _mm_loadu_si128(w.add(bytes + q4_0::QS).cast());
+            let q = _mm512_mask_broadcast_i32x4(first, 0xff00, second);
+            let shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
+            _mm512_and_si512(_mm512_srlv_epi64(q, shifts), _mm512_set1_epi8(0x0f))
+        } else {
+            let first = _mm256_loadu_si256(w.add(q8_0::QS).cast());
+            let second = _mm256_loadu_si256(w.add(bytes + q8_0::QS).cast());
+            let q = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+            _mm512_xor_si512(q, _mm512_set1_epi8(-128))
+        }
+    }
+}
+
+/// One block's values, made unsigned by their offset.
+///
+/// # Safety
+/// A block is at `w`.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+unsafe fn block<const NIBBLES: bool>(w: *const u8) -> __m256i {
+    // SAFETY: by the caller.
+    unsafe {
+        if NIBBLES {
+            let q = _mm256_broadcastsi128_si256(_mm_loadu_si128(w.add(q4_0::QS).cast()));
+            let q = _mm256_srlv_epi64(q, _mm256_set_epi64x(4, 4, 0, 0));
+            _mm256_and_si256(q, _mm256_set1_epi8(0x0f))
+        } else {
+            let q = _mm256_loadu_si256(w.add(q8_0::QS).cast());
+            _mm256_xor_si256(q, _mm256_set1_epi8(-128))
+        }
+    }
+}
+
+/// Eight f16.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn halves(d: [i16; LANES]) -> __m256 {
+    _mm256_cvtph_ps(_mm_set_epi16(d[7], d[6], d[5], d[4], d[3], d[2], d[1], d[0]))
+}
+
+/// The scales of blocks `first..first + count`, then zeros.
+///
+/// # Safety
+/// `x` has them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+unsafe fn scales(x: &ActRow<'_>, first: usize, count: usize) -> __m256 {
+    // SAFETY: by the caller; the mask leaves out what is not there.
+    unsafe { _mm256_maskz_loadu_ps(0xff >> (LANES - count), x.d.as_ptr().add(first)) }
+}
+
+/// The sum over each vector, in order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn across_512(v: [__m512i; 8]) -> __m256i {
+    let by_2 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let by_4 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let low = by_4(by_2(v[0], v[1]), by_2(v[2], v[3]));
+    let high = by_4(by_2(v[4], v[5]), by_2(v[6], v[7]));
+    let even = _mm512_shuffle_i32x4::<0x88>(low, high);
+    fold_128s(_mm512_add_epi32(even, _mm512_shuffle_i32x4::<0xdd>(low, high)))
+}
+
+/// The sums over the lower and the upper half of each vector, in order.
+#[inline]
+#[target_feature(enable = "avx2,avx512f,avx512vl")]
+fn across_pairs(v: [__m512i; 4]) -> __m256i {
+    let by_2 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let (a, b) = (by_2(v[0], v[1]), by_2(v[2], v[3]));
+    let all = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    let order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
+    _mm256_permutevar8x32_epi32(fold_128s(all), order)
+}
+
+/// 128-bit parts 0 and 1 added up, then 2 and 3.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl")]
+fn fold_128s(v: __m512i) -> __m256i {
+    let (even, odd) = (_mm512_shuffle_i32x4::<0x08>(v, v), _mm512_shuffle_i32x4::<0x0d>(v, v));
+    _mm512_castsi512_si256(_mm512_add_epi32(even, odd))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot(w: __m512i, x: __m512i) -> __m512i {
+    _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x)
+}
+
+/// Asks for a block that comes soon: the hardware's own prefetch stops at the end of each page.
+#[inline]
+#[target_feature(enable = "sse")]
+fn prefetch(w: *const u8, len: usize) {
+    const AHEAD: usize = 4096;
+    for line in (0..len).step_by(64) {
+        // A prefetch of an address that is not mapped does nothing.
+        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD + line).cast());
+    }
+}
