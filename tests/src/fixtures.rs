@@ -19,6 +19,16 @@ pub fn tiny_model(architecture: &str) -> PathBuf {
     repository("tests/fixtures").join(architecture).join("model.gguf")
 }
 
+/// Writes a model of the shape of [`tiny_model`]`("olmoe")`, half of whose weights have the other sign.
+pub fn other_model(directory: &Path) -> PathBuf {
+    let path = directory.join("other.gguf");
+    let mut bytes = std::fs::read(tiny_model("olmoe")).expect("the fixture is there");
+    let weights = bytes.len() - 600_000;
+    bytes[weights..].chunks_exact_mut(8).for_each(|pair| pair[3] ^= 0x80);
+    std::fs::write(&path, bytes).expect("a temporary directory");
+    path
+}
+
 /// A fixture's token ids.
 pub fn tokens(fixture: &str) -> Vec<u32> {
     let path = repository("tests/fixtures").join(fixture).join("tokens.json");

@@ -3,6 +3,7 @@
 
 pub mod fixtures;
 pub mod loopback;
+pub mod process;
 pub mod reference;
 pub mod schedule;
 pub mod simulated;

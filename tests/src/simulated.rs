@@ -32,6 +32,8 @@ pub enum Event {
     Repair,
     /// Every message takes this long.
     Latency(Duration),
+    /// So many bits pass a second, each way.
+    Bandwidth(f64),
     /// The server dies.
     Crash,
     /// A server starts where the last one died, with this model.
@@ -65,12 +67,15 @@ pub fn run(seed: u64, length: Duration, script: &[(Duration, Event)]) -> Outcome
         Event::Partition => Some(None),
         Event::Repair => Some(Some(GOOD)),
         Event::Latency(latency) => Some(Some(Conditions { round_trip: 2 * *latency, ..GOOD })),
+        Event::Bandwidth(rate) => {
+            Some(Some(Conditions { up: Some(*rate), down: Some(*rate), ..GOOD }))
+        }
         Event::Crash | Event::Restart(_) => None,
     };
     let server = |event: &Event| match event {
         Event::Crash => Some(ServerEvent::Kill),
         Event::Restart(model) => Some(ServerEvent::Start(model.clone())),
-        Event::Partition | Event::Repair | Event::Latency(_) => None,
+        Event::Partition | Event::Repair | Event::Latency(_) | Event::Bandwidth(_) => None,
     };
     let links = script.iter().filter_map(|(at, event)| Some((*at, link(event)?)));
     let servers = script.iter().filter_map(|(at, event)| Some((*at, server(event)?)));

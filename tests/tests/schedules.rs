@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -185,16 +185,6 @@ async fn check_numbers(reference: &mut Reference, run: &Run) {
     assert!(difference <= TOLERANCE, "{difference} at the end");
 }
 
-/// A model of the same shape whose every other weight has the other sign.
-fn other_model(directory: &Path) -> PathBuf {
-    let path = directory.join("other.gguf");
-    let mut bytes = std::fs::read(fixtures::tiny_model("olmoe")).expect("the fixture is there");
-    let weights = bytes.len() - 600_000;
-    bytes[weights..].chunks_exact_mut(8).for_each(|pair| pair[3] ^= 0x80);
-    std::fs::write(&path, bytes).expect("a temporary file");
-    path
-}
-
 fn seeds() -> std::ops::RangeInclusive<u64> {
     let text = std::env::var("OUTRIGGER_SEEDS").unwrap_or_else(|_| "0-49".to_owned());
     let (first, last) = text.split_once('-').unwrap_or((&text, &text));
@@ -211,7 +201,7 @@ fn random_faults_break_nothing_that_is_promised() {
         report(panic);
     }));
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let (model, other) = (fixtures::tiny_model("olmoe"), other_model(directory.path()));
+    let (model, other) = (fixtures::tiny_model("olmoe"), fixtures::other_model(directory.path()));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut reference = runtime.block_on(Reference::start(&model));
     let (mut tokens, mut degraded, mut mixed, mut longest) = (0, 0, 0, Duration::ZERO);

@@ -1,0 +1,59 @@
+//! The server as a process of its own, to be killed and frozen.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// A running `outrigger-server`; dropping it is `kill -9`.
+pub struct ServerProcess {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl ServerProcess {
+    /// Starts the real binary and waits until it says where it listens; port 0 is any.
+    pub fn start(model: &Path, port: u16) -> ServerProcess {
+        let listen = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut child = Command::new(binary())
+            .arg("-m")
+            .arg(model)
+            .args(["--listen", &listen.to_string(), "-t", "1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server starts");
+        let out = BufReader::new(child.stdout.take().expect("it is piped"));
+        let listening = out.lines().map_while(Result::ok).find_map(|line| {
+            line.strip_prefix("listening on ")?.split_whitespace().next()?.parse().ok()
+        });
+        ServerProcess { child, address: listening.expect("it says where it listens") }
+    }
+
+    /// Stops the process where it stands, or lets it go on: its connections stay open and say nothing.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "it runs");
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it died");
+    }
+}
+
+/// The server's binary beside this test's own, built if it is not there yet.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("this test has a path");
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps");
+    let binary = profile.join("outrigger-server");
+    if !binary.exists() {
+        let built = Command::new(env!("CARGO")).args(["build", "-p", "outrigger-server"]).status();
+        assert!(built.is_ok_and(|status| status.success()), "the server builds");
+    }
+    binary
+}
