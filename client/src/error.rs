@@ -80,6 +80,9 @@ pub enum Error {
         /// Weights a row.
         found: usize,
     },
+    /// Another process makes the same pack.
+    #[error("{}: another process is packing to it: wait until it has finished", .0.display())]
+    Packing(std::path::PathBuf),
     /// What packing keeps beside its output went away while it ran.
     #[error(
         "layer {layer} of the unfinished pack is gone: another program removed it; start again"

@@ -1,6 +1,6 @@
 //! What an interrupted pack leaves behind, so that the next one goes on where it stopped.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 use super::allocate::{Choice, Curve};
 use crate::error::{Error, Result};
 
-/// A directory beside the output.
+/// A directory beside the output, which one process at a time uses.
 pub(super) struct Work {
     dir: PathBuf,
+    _lock: File,
 }
 
 /// One layer's experts as a pack has them.
@@ -26,18 +27,30 @@ pub(super) struct Layer {
 
 impl Work {
     /// The directory for packing to `out` what `job` describes. What another job left there is removed.
+    ///
+    /// # Errors
+    /// [`Error::Packing`] while another process packs to `out`; a disk that refuses.
     pub(super) fn open(out: &Path, job: &impl Hash) -> Result<Work> {
         let mut name = out.as_os_str().to_owned();
         name.push(".work");
-        let work = Work { dir: name.into() };
+        let dir = PathBuf::from(name);
+        fs::create_dir_all(&dir).map_err(io(&dir))?;
+        let lock = File::open(&dir).map_err(io(&dir))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::Packing(out.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(io(&dir)(source)),
+        }
         let job = format!("{:016x}\n", hash(job));
-        let path = work.dir.join("job");
+        let path = dir.join("job");
         if fs::read_to_string(&path).ok().as_deref() != Some(&job) {
-            work.remove();
-            fs::create_dir_all(&work.dir).map_err(io(&work.dir))?;
+            for entry in fs::read_dir(&dir).map_err(io(&dir))? {
+                let left = entry.map_err(io(&dir))?.path();
+                fs::remove_file(&left).map_err(io(&left))?;
+            }
             fs::write(&path, job).map_err(io(&path))?;
         }
-        Ok(work)
+        Ok(Work { dir, _lock: lock })
     }
 
     /// The curves of the first layers, as far as they were measured.

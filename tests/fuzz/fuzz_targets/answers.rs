@@ -161,7 +161,7 @@ impl World {
         self.stage.enter(Puppet::of(&[1]).expect("a byte"));
         self.write(1);
         self.stage.enter(puppet);
-        self.runtime.block_on(tokio::time::sleep(Duration::from_secs(63)));
+        self.runtime.block_on(async { tokio::time::sleep(Duration::from_secs(63)).await });
     }
 
     fn write(&self, tokens: usize) {
