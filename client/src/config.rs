@@ -1,6 +1,9 @@
 //! What an engine is opened with.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,24 +64,55 @@ impl FromStr for Reply {
     }
 }
 
-/// How connections are made: over TCP, or over whatever a test or a simulator brings.
+/// How servers are reached: by the system's resolver and over TCP, or however a test or a simulator does it.
 #[derive(Clone)]
-pub struct Dial(Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>);
+pub struct Dial {
+    connect: Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>,
+    /// What a name stands for; none where names are left to `connect`.
+    resolve: Option<Arc<Resolve>>,
+}
+
+type Resolve = dyn Fn(String, u16) -> Resolving + Send + Sync;
+type Resolving = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
 impl Dial {
-    /// Makes every connection with `connect`, which must not block.
+    /// Makes every connection with `connect`, which must not block. A name is one server.
     pub fn new(connect: impl Fn(Endpoint) -> Channel + Send + Sync + 'static) -> Dial {
-        Dial(Arc::new(connect))
+        Dial { connect: Arc::new(connect), resolve: None }
+    }
+
+    /// Asks `resolve` again and again for the addresses of a host and port: each is a server.
+    pub fn resolving<F>(self, resolve: impl Fn(String, u16) -> F + Send + Sync + 'static) -> Dial
+    where
+        F: Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    {
+        let resolve = move |host, port| -> Resolving { Box::pin(resolve(host, port)) };
+        Dial { resolve: Some(Arc::new(resolve)), ..self }
     }
 
     pub(crate) fn dial(&self, endpoint: Endpoint) -> Channel {
-        (self.0)(endpoint)
+        (self.connect)(endpoint)
+    }
+
+    /// Whether `host` is asked about. Numbers need no answer, and `localhost` is one server, whatever its addresses.
+    pub(crate) fn resolves(&self, host: &str) -> bool {
+        self.resolve.is_some() && host.parse::<IpAddr>().is_err() && host != "localhost"
+    }
+
+    /// The addresses of a host that [`Dial::resolves`].
+    pub(crate) async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match &self.resolve {
+            Some(resolve) => resolve(host.to_owned(), port).await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 
 impl Default for Dial {
     fn default() -> Dial {
-        Dial::new(|endpoint| endpoint.connect_lazy())
+        Dial::new(|endpoint| endpoint.connect_lazy()).resolving(async |host, port| {
+            Ok(tokio::net::lookup_host((host, port)).await?.collect())
+        })
     }
 }
 
@@ -93,7 +127,8 @@ impl std::fmt::Debug for Dial {
 pub struct EngineConfig {
     /// The GGUF file, or the first of its shards.
     pub model: PathBuf,
-    /// Expert servers, `host:port`, `http://…` or `https://…`. None: everything runs here or degrades.
+    /// Expert servers, `host:port`, `http://…` or `https://…`; every address of a name is one. `@FILE` lists more, one a
+    /// line. Names and files are looked at again and again. None: everything runs here or degrades.
     pub servers: Vec<String>,
     /// Certificate authority (PEM) for `https` servers; the system's roots if absent.
     pub tls_ca: Option<PathBuf>,

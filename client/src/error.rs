@@ -27,6 +27,14 @@ pub enum Error {
         /// What the parser said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A file that lists servers cannot be read.
+    #[error("{}: cannot read the list of servers", path.display())]
+    ServerFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The certificate authority cannot be read.
     #[error("{}: cannot read the certificate authority", path.display())]
     TlsCa {

@@ -36,7 +36,8 @@ pub(crate) struct ComputeArgs {
 /// Where experts run, and what happens when they cannot.
 #[derive(Debug, Args)]
 pub(crate) struct PlacementArgs {
-    /// Expert server, host:port or http(s)://host:port; may be given several times
+    /// Expert server, host:port or http(s)://host:port, where every address of a name is one; or @FILE with one a line.
+    /// May be given several times; names and files are looked at again and again
     #[arg(long = "server", env = "OUTRIGGER_SERVERS", value_name = "URL", value_delimiter = ',')]
     pub(crate) servers: Vec<String>,
     /// Certificate authority (PEM) for https servers [default: the system's]

@@ -93,7 +93,13 @@ impl Flight {
 pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
     let mut calls = JoinSet::new();
     for (id, share) in outgoing.shares {
-        let server = fleet.servers[usize::from(id)].clone();
+        let Some(server) = fleet.server(id) else {
+            // It has left since the work was placed.
+            let answer = Err(CallError::gone());
+            let gone = Landed { server: id, share, bytes_up: 0, bytes_down: 0, answer };
+            calls.spawn(async { gone });
+            continue;
+        };
         let rows = named_rows(&share);
         let request = ForwardRequest {
             request_id: fleet.next_request_id(),

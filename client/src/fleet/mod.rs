@@ -3,7 +3,9 @@
 //! Every server has a task that probes it while it is down, so that no token ever waits for a connection.
 
 mod dispatch;
+mod members;
 mod server;
+mod sources;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,14 +13,14 @@ use std::time::Duration;
 
 use outrigger_experts::Fingerprint;
 use outrigger_router::{Site, State as LinkState};
-use tokio::sync::Notify;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::config::EngineConfig;
 use crate::error::Result;
 pub(crate) use dispatch::{Flight, Landed, Outgoing};
+use members::{Ending, Members};
 use server::{Held, Server};
+use sources::Sources;
 
 /// The model as both sides must have it.
 #[derive(Clone, Debug)]
@@ -42,50 +44,67 @@ pub struct ServerStatus {
     pub fault: Option<String>,
 }
 
-/// All configured servers. Dropping it ends their tasks.
+/// All servers that are known. Dropping it ends their tasks.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    servers: Vec<Arc<Server>>,
+    members: Arc<Members>,
     identity: Arc<Identity>,
     config: EngineConfig,
-    /// Notified whenever a server comes up.
-    up: Arc<Notify>,
     /// Nothing leaves the device while this is set.
     offline: AtomicBool,
     requests: AtomicU64,
-    _tenders: JoinSet<()>,
+    /// Draws of replicas so far.
+    draws: AtomicU64,
+    /// Looks at names and files again, where there are any.
+    _lookout: Option<Ending>,
 }
+
+/// How often names are resolved and files read again.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl Fleet {
     /// Starts tending to the configured servers; needs a tokio runtime if there are any.
     ///
     /// # Errors
-    /// An address that is none, or an unreadable certificate authority.
+    /// An address that is none, an unreadable list of servers or certificate authority.
     pub(crate) fn open(config: &EngineConfig, identity: Identity) -> Result<Fleet> {
-        let (identity, up, epoch) = (Arc::new(identity), Arc::new(Notify::new()), Instant::now());
-        let mut tenders = JoinSet::new();
-        let mut servers = Vec::with_capacity(config.servers.len());
-        for (id, url) in config.servers.iter().enumerate() {
-            let server =
-                Arc::new(Server::new(id as u16, url, config, identity.clone(), up.clone(), epoch)?);
-            tenders.spawn(server.clone().tend());
-            servers.push(server);
-        }
+        let identity = Arc::new(identity);
+        let mut sources = Sources::new(&config.servers, config.dial.clone())?;
+        let members = Arc::new(Members::new(config, identity.clone(), !sources.may_change()));
+        members.adopt(&sources.known())?;
+        let lookout = sources.may_change().then(|| {
+            let members = members.clone();
+            Ending::of(tokio::spawn(async move {
+                loop {
+                    sources.look().await;
+                    if let Err(error) = members.adopt(&sources.known()) {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "cannot use a server"
+                        );
+                    }
+                    members.looked.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            }))
+        });
         Ok(Fleet {
-            servers,
+            members,
             identity,
             config: config.clone(),
-            up,
             offline: AtomicBool::new(false),
             requests: AtomicU64::new(0),
-            _tenders: tenders,
+            draws: AtomicU64::new(0),
+            _lookout: lookout,
         })
     }
 
     /// Waits until every server is up, or for `patience`; whether they are.
     pub(crate) async fn wait_up(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
-        while self.servers.iter().any(|server| !server.is_up()) {
+        while !self.members.looked.load(Ordering::Relaxed)
+            || self.members.all().iter().any(|server| !server.is_up())
+        {
             if Instant::now() >= until {
                 return false;
             }
@@ -96,7 +115,7 @@ impl Fleet {
 
     /// Waits until some server comes up, or a moment: a wake-up may have gone by before this was called.
     pub(crate) async fn wait_for_change(&self) {
-        let _ = tokio::time::timeout(Duration::from_millis(20), self.up.notified()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(20), self.members.up.notified()).await;
     }
 
     /// Cuts every server off, or ends that.
@@ -114,19 +133,29 @@ impl Fleet {
 
     /// Whether any server may be asked now.
     pub(crate) fn any_up(&self) -> bool {
-        !self.is_offline() && self.servers.iter().any(|server| server.is_up())
+        !self.is_offline() && self.members.all().iter().any(|server| server.is_up())
     }
 
-    /// The servers that may be asked now, without those that already failed in this layer.
+    /// The servers that may be asked now, without those that already failed in this layer. Of several that hold the
+    /// same, two drawn at random: placement takes the faster (power of two choices, Mitzenmacher 2001), so that devices
+    /// do not all run to the one that was fastest a moment ago.
     pub(crate) fn roster(&self, failed: &[u16]) -> Roster {
-        let usable = |server: &&Arc<Server>| !self.is_offline() && !failed.contains(&server.id);
-        let entries = self.servers.iter().filter(usable);
-        Roster(entries.filter_map(|server| server.entry()).collect())
+        if self.is_offline() {
+            return Roster(Vec::new());
+        }
+        let members = self.members.all();
+        let usable = members.iter().filter(|server| !failed.contains(&server.id));
+        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
+        Roster(two_of_each(usable.filter_map(|server| server.entry()).collect(), draw))
+    }
+
+    fn server(&self, id: u16) -> Option<Arc<Server>> {
+        self.members.all().iter().find(|server| server.id == id).cloned()
     }
 
     /// Rows that every server takes in one request, at most `most`.
     pub(crate) fn batch_rows(&self, most: usize) -> usize {
-        self.servers.iter().filter_map(|server| server.max_rows()).fold(most, usize::min)
+        self.members.all().iter().filter_map(|server| server.max_rows()).fold(most, usize::min)
     }
 
     /// Sends each server its part of a layer; returns at once.
@@ -139,10 +168,11 @@ impl Fleet {
         if self.is_offline() {
             return "the device is set offline".to_owned();
         }
-        let faults = self.servers.iter().filter_map(|server| server.last_fault());
+        let members = self.members.all();
+        let faults = members.iter().filter_map(|server| server.last_fault());
         match faults.max_by_key(|fault| fault.0) {
             Some((_, fault)) => fault,
-            None if self.servers.is_empty() => "no server is configured".to_owned(),
+            None if self.members.all().is_empty() => "no server is configured".to_owned(),
             None if !self.any_up() => "no server has answered yet".to_owned(),
             None => "no server holds them".to_owned(),
         }
@@ -150,8 +180,28 @@ impl Fleet {
 
     /// Every server's state, in the order of the configuration.
     pub(crate) fn status(&self) -> Vec<ServerStatus> {
-        self.servers.iter().map(|server| server.status()).collect()
+        self.members.all().iter().map(|server| server.status()).collect()
     }
+}
+
+/// Of entries that hold the same at most two, which `draw` chooses.
+fn two_of_each(mut entries: Vec<RosterEntry>, draw: u64) -> Vec<RosterEntry> {
+    if entries.len() < 3 {
+        return entries;
+    }
+    // Spreads successive draws (Steele, Lea and Flood, 2014).
+    let key = |server: u16| {
+        let z = (draw ^ u64::from(server) << 48).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 16
+    };
+    entries.sort_by_key(|entry| key(entry.server));
+    let mut drawn: Vec<RosterEntry> = Vec::new();
+    for entry in entries {
+        if drawn.iter().filter(|other| other.held == entry.held).count() < 2 {
+            drawn.push(entry);
+        }
+    }
+    drawn
 }
 
 /// One moment's usable servers.
@@ -176,3 +226,6 @@ impl Roster {
         sites.collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

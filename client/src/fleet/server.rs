@@ -14,6 +14,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
 use super::dispatch::CallError;
+use super::sources::Address;
 use super::{Identity, RosterEntry, ServerStatus};
 use crate::config::{Dial, EngineConfig};
 use crate::credentials::BearerToken;
@@ -27,13 +28,19 @@ const STREAM_WINDOW: u32 = 8 << 20;
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// Which experts a server holds, by layer.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Held(Vec<Vec<bool>>);
 
 impl Held {
     /// Whether each expert of `layer` is held.
     pub(crate) fn layer(&self, layer: usize) -> &[bool] {
         &self.0[layer]
+    }
+
+    /// One layer's experts.
+    #[cfg(test)]
+    pub(super) fn of(layer: &[bool]) -> Held {
+        Held(vec![layer.to_vec()])
     }
 
     fn from_description(description: &DescribeResponse, identity: &Identity) -> Held {
@@ -100,7 +107,7 @@ struct Peer {
 impl Server {
     pub(super) fn new(
         id: u16,
-        url: &str,
+        address: &Address,
         config: &EngineConfig,
         identity: Arc<Identity>,
         up: Arc<Notify>,
@@ -109,8 +116,8 @@ impl Server {
         let link = Link::new(link_config(config), u64::from(id));
         Ok(Server {
             id,
-            url: url.to_owned(),
-            endpoint: endpoint(url, config)?,
+            url: address.to_string(),
+            endpoint: endpoint(address, config)?,
             credentials: Credentials(config.token.clone()),
             dial: config.dial.clone(),
             identity,
@@ -288,18 +295,18 @@ fn link_config(config: &EngineConfig) -> LinkConfig {
     }
 }
 
-fn endpoint(url: &str, config: &EngineConfig) -> Result<Endpoint> {
-    let bad_url = |source: Box<dyn std::error::Error + Send + Sync>| Error::ServerUrl {
-        url: url.to_owned(),
-        source,
-    };
-    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let uri: tonic::transport::Uri = full.parse().map_err(|e| bad_url(Box::new(e)))?;
-    if uri.port_u16().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(bad_url("scheme or port is missing".into()));
-    }
+fn endpoint(address: &Address, config: &EngineConfig) -> Result<Endpoint> {
+    let uri = address.uri.uri();
+    let host = uri.host().unwrap_or_default().to_owned();
     let https = uri.scheme_str() == Some("https");
-    let endpoint = Endpoint::from(uri)
+    let endpoint = match address.at {
+        None => Endpoint::from(uri),
+        Some(at) => {
+            let place = format!("{}://{at}", uri.scheme_str().unwrap_or("http"));
+            Endpoint::from_shared(place).expect("an address makes a URL").origin(uri)
+        }
+    };
+    let endpoint = endpoint
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -309,14 +316,22 @@ fn endpoint(url: &str, config: &EngineConfig) -> Result<Endpoint> {
     if !https {
         return Ok(endpoint);
     }
-    let mut tls = ClientTlsConfig::new().with_enabled_roots();
-    if let Some(path) = &config.tls_ca {
-        let pem =
-            std::fs::read(path).map_err(|source| Error::TlsCa { path: path.clone(), source })?;
-        tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
+    let mut tls = ClientTlsConfig::new();
+    if address.at.is_some() {
+        // The certificate is the name's, wherever the name leads.
+        tls = tls.domain_name(host);
     }
+    tls = match &config.tls_ca {
+        Some(path) => {
+            let pem = std::fs::read(path)
+                .map_err(|source| Error::TlsCa { path: path.clone(), source })?;
+            tls.ca_certificate(Certificate::from_pem(pem))
+        }
+        None => tls.with_enabled_roots(),
+    };
     if let Some(identity) = &config.tls_identity {
         tls = tls.identity(identity.identity());
     }
-    endpoint.tls_config(tls).map_err(|e| bad_url(Box::new(e)))
+    let bad_url = |source| Error::ServerUrl { url: address.to_string(), source: Box::new(source) };
+    endpoint.tls_config(tls).map_err(bad_url)
 }
