@@ -34,6 +34,8 @@ pub enum Event {
     Latency(Duration),
     /// So many bits pass a second, each way.
     Bandwidth(f64),
+    /// The device sleeps for so long, its radio off.
+    Sleep(Duration),
     /// The server dies.
     Crash,
     /// A server starts where the last one died, with this model.
@@ -63,21 +65,28 @@ pub struct Outcome {
 /// server, while `script` happens.
 pub fn run(seed: u64, length: Duration, script: &[(Duration, Event)]) -> Outcome {
     println!("seed {seed}");
-    let link = |event: &Event| match event {
-        Event::Partition => Some(None),
-        Event::Repair => Some(Some(GOOD)),
-        Event::Latency(latency) => Some(Some(Conditions { round_trip: 2 * *latency, ..GOOD })),
-        Event::Bandwidth(rate) => {
-            Some(Some(Conditions { up: Some(*rate), down: Some(*rate), ..GOOD }))
+    let link = |(at, event): &(Duration, Event)| match event {
+        Event::Partition => vec![(*at, None)],
+        Event::Repair => vec![(*at, Some(GOOD))],
+        Event::Latency(latency) => {
+            vec![(*at, Some(Conditions { round_trip: 2 * *latency, ..GOOD }))]
         }
-        Event::Crash | Event::Restart(_) => None,
+        Event::Bandwidth(rate) => {
+            vec![(*at, Some(Conditions { up: Some(*rate), down: Some(*rate), ..GOOD }))]
+        }
+        Event::Sleep(length) => vec![(*at, None), (*at + *length, Some(GOOD))],
+        Event::Crash | Event::Restart(_) => Vec::new(),
     };
     let server = |event: &Event| match event {
         Event::Crash => Some(ServerEvent::Kill),
         Event::Restart(model) => Some(ServerEvent::Start(model.clone())),
-        Event::Partition | Event::Repair | Event::Latency(_) | Event::Bandwidth(_) => None,
+        _ => None,
     };
-    let links = script.iter().filter_map(|(at, event)| Some((*at, link(event)?)));
+    let links = script.iter().flat_map(link);
+    let sleep = script.iter().find_map(|(at, event)| match event {
+        Event::Sleep(length) => Some((*at, *length)),
+        _ => None,
+    });
     let servers = script.iter().filter_map(|(at, event)| Some((*at, server(event)?)));
     let network = Network {
         seed,
@@ -88,10 +97,15 @@ pub fn run(seed: u64, length: Duration, script: &[(Duration, Event)]) -> Outcome
             .collect(),
         threads: 1,
     };
-    network.run(|dial| generate(dial, length)).expect("the server runs")
+    network.run(|dial| generate(dial, length, sleep)).expect("the server runs")
 }
 
-async fn generate(dial: Dial, length: Duration) -> Outcome {
+/// `sleep`: when the device falls asleep, and for how long.
+async fn generate(
+    dial: Dial,
+    length: Duration,
+    mut sleep: Option<(Duration, Duration)>,
+) -> Outcome {
     let epoch = Instant::now();
     let mut config = EngineConfig::new(fixtures::demo_model());
     config.servers = vec![Network::SERVER.to_owned()];
@@ -108,6 +122,9 @@ async fn generate(dial: Dial, length: Duration) -> Outcome {
         let asked = epoch.elapsed();
         tokens.push(Observed { asked, token: session.step().await.expect("it goes on") });
         tokio::time::sleep(PACE).await;
+        if let Some((_, length)) = sleep.take_if(|(at, _)| epoch.elapsed() >= *at) {
+            tokio::time::sleep(length).await;
+        }
     }
     let mut settled_logits = Vec::new();
     if engine.wait_connected(Duration::from_secs(5)).await {

@@ -112,6 +112,19 @@ fn a_link_that_gets_narrow_is_asked_for_less() {
     }
 }
 
+/// What was known of the link before is not believed after, and the connection that the server has closed meanwhile
+/// costs no more than a fault does.
+#[test]
+fn a_device_that_slept_for_an_hour_goes_on() {
+    for seed in SEEDS {
+        let hour = Duration::from_secs(3600);
+        let outcome = run(seed, hour + secs(6.0), &[(secs(2.0), Event::Sleep(hour))]);
+        check_safety(&outcome.tokens);
+        check_liveness(&outcome.tokens, 2.0, 3602.0, 3606.0);
+        check_healed(&outcome);
+    }
+}
+
 #[test]
 fn a_crash_and_a_restart_degrade_and_heal() {
     for seed in SEEDS {
