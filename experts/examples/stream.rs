@@ -1,6 +1,6 @@
 //! How fast each kernel streams weights, beside how fast the memory can be read.
 //!
-//! `cargo run --release -p outrigger-experts --example stream -- [MEBIBYTES] [THREADS] [TYPE]`
+//! `cargo run --release -p outrigger-experts --example stream -- [MEBIBYTES] [THREADS] [TYPE] [COLUMNS]`
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -9,17 +9,17 @@ use outrigger_experts::{Activations, GgmlType, Mat, Pool, cpu_features, matmul, 
 
 /// Repeats; the best counts, since other work on the machine only ever slows one down.
 const REPEATS: usize = 7;
-const COLS: usize = 2048;
 
 fn main() {
     let mut args = std::env::args().skip(1);
     let mebibytes: usize = args.next().and_then(|a| a.parse().ok()).unwrap_or(512);
     let most: usize = args.next().and_then(|a| a.parse().ok()).unwrap_or(2);
     let only = args.next();
+    let cols = args.next().and_then(|a| a.parse().ok()).unwrap_or(2048);
     let mut bytes = vec![0u8; mebibytes << 20];
 
     println!(
-        "kernels: {}; {mebibytes} MiB, rows of {COLS}; GB/s, best of {REPEATS}",
+        "kernels: {}; {mebibytes} MiB, rows of {cols}; GB/s, best of {REPEATS}",
         cpu_features()
     );
     print!("{:8}", "");
@@ -27,13 +27,13 @@ fn main() {
         print!("{:>11}", format!("{threads} thr"));
     }
     println!("{:>16}", "64 rows, GFLOP/s");
-    fill(&mut bytes, GgmlType::F32);
+    fill(&mut bytes, GgmlType::F32, cols);
     report("read", 1..=most, |pool| read(pool, &bytes));
     println!();
     for ty in GgmlType::all().filter(|ty| only.as_ref().is_none_or(|o| o == ty.name())) {
-        let used = fill(&mut bytes, ty);
-        let row_bytes = ty.row_bytes(COLS).expect("whole blocks");
-        let w = Mat { ty, rows: used / row_bytes, cols: COLS, bytes: &bytes[..used] };
+        let used = fill(&mut bytes, ty, cols);
+        let row_bytes = ty.row_bytes(cols).expect("whole blocks");
+        let w = Mat { ty, rows: used / row_bytes, cols, bytes: &bytes[..used] };
         report(ty.name(), 1..=most, |pool| product(pool, w, 1).0);
         // Enough rows to leave the caches, few enough to wait for.
         let rows = w.rows.min((64 << 20) / row_bytes);
@@ -54,12 +54,12 @@ fn report(name: &str, threads: std::ops::RangeInclusive<usize>, gb_s: impl Fn(&P
 
 /// GB/s and GFLOP/s of `w` times `rows` activation rows.
 fn product(pool: &Pool, w: Mat<'_>, rows: usize) -> (f64, f64) {
-    let mut x = Activations::new(COLS);
-    x.set(&noise(rows * COLS));
+    let mut x = Activations::new(w.cols);
+    x.set(&noise(rows * w.cols));
     x.quantize(w.ty.act_format());
     let mut out = vec![0.0; rows * w.rows];
     let seconds = best(|| matmul(pool, w, black_box(&x), black_box(&mut out)));
-    let flops = 2.0 * (rows * w.rows * COLS) as f64;
+    let flops = 2.0 * (rows * w.rows * w.cols) as f64;
     (w.bytes.len() as f64 / seconds / 1e9, flops / seconds / 1e9)
 }
 
@@ -91,9 +91,9 @@ fn best(mut run: impl FnMut()) -> f64 {
 }
 
 /// Fills with rows of the type, all from one stretch of noise; returns the bytes used.
-fn fill(bytes: &mut [u8], ty: GgmlType) -> usize {
+fn fill(bytes: &mut [u8], ty: GgmlType, cols: usize) -> usize {
     let mut rows = Vec::new();
-    quantize(ty, &noise(16 * COLS), &mut rows);
+    quantize(ty, &noise(16 * cols), &mut rows);
     let used = bytes.len() / rows.len() * rows.len();
     bytes[..used].chunks_exact_mut(rows.len()).for_each(|chunk| chunk.copy_from_slice(&rows));
     used

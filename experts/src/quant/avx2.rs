@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
+use super::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use super::isa::Isa;
 use super::sums::LANES;
 use super::tiles::{float_tiles, quant_tiles};
@@ -56,12 +56,6 @@ quant_tiles!(
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
     let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
-    let pairs = _mm256_set_epi64x(
-        0x0f0e_0f0e_0d0c_0d0c,
-        0x0b0a_0b0a_0908_0908,
-        0x0706_0706_0504_0504,
-        0x0302_0302_0100_0100,
-    );
     let mut sums = _mm256_setzero_ps();
     for (e, eight) in w.chunks(LANES * bytes).enumerate() {
         let mut scaled = [_mm256_setzero_si256(); LANES];
@@ -71,13 +65,9 @@ unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
             let b = LANES * e + i;
             // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
             unsafe {
-                let packed = w.as_ptr().add(q4_k::SCALES).cast::<[u8; 12]>().read();
-                let both = in_16_bits(scales_mins(packed));
-                let mins = _mm256_shuffle_epi8(_mm256_permute4x64_epi64::<0xee>(both), pairs);
-                let scales = _mm256_permute4x64_epi64::<0x44>(both);
-                scaled[i] = k_block::<FIVE>(w.as_ptr(), x.q.as_ptr().add(256 * b).cast(), scales);
-                let sums_16 = load(x.sums.as_ptr().add(16 * b).cast());
-                minima[i] = _mm256_madd_epi16(mins, sums_16);
+                let both = k_scales(w.as_ptr());
+                scaled[i] = k_block::<FIVE>(w.as_ptr(), x.q.as_ptr().add(256 * b).cast(), both);
+                minima[i] = k_minima(both, load(x.sums.as_ptr().add(16 * b).cast()));
             }
             d[i] = u16::from_le_bytes([w[0], w[1]]);
             dmin[i] = u16::from_le_bytes([w[2], w[3]]);
@@ -90,7 +80,7 @@ unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
     total(sums)
 }
 
-/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`; both halves of `scales` hold the eight scales.
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`; `scales` as [`k_scales`] gives them.
 ///
 /// # Safety
 /// A block is at `w`, 256 values at `x`.
@@ -99,6 +89,10 @@ unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
 unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const u8, scales: __m256i) -> __m256i {
     let qs = if FIVE { q5_k::QS } else { q4_k::QS };
     let nibble = _mm256_set1_epi8(0x0f);
+    let scales = [
+        _mm256_permute2x128_si256::<0x00>(scales, scales),
+        _mm256_permute2x128_si256::<0x11>(scales, scales),
+    ];
     let mut ints = _mm256_setzero_si256();
     for chunk in 0..4 {
         // SAFETY: by the caller.
@@ -112,8 +106,8 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const u8, scales: __m256i)
                 high = _mm256_or_si256(high, bits_at_4(fifth, 2 * chunk + 1, 1));
             }
             let scale = |j: usize| {
-                let lane = (((2 * j + 1) << 8) | (2 * j)) as i16;
-                _mm256_shuffle_epi8(scales, _mm256_set1_epi16(lane))
+                let lane = (((2 * (j % 4) + 1) << 8) | (2 * (j % 4))) as i16;
+                _mm256_shuffle_epi8(scales[j / 4], _mm256_set1_epi16(lane))
             };
             let x = x.add(64 * chunk);
             let low = _mm256_madd_epi16(_mm256_maddubs_epi16(low, load(x)), scale(2 * chunk));
@@ -400,11 +394,33 @@ pub(super) fn total(v: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
 }
 
-/// Eight scales and eight minima, 16 bits each.
+/// Scales and minima of a block of Q4_K or Q5_K in 16 bits: scales 0 to 3, minima 0 to 3, scales 4 to 7, minima 4 to 7.
+/// The masks of ggml's `ggml_vec_dot_q4_K_q8_K`, on all words at once.
+///
+/// # Safety
+/// A block is at `w`.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn in_16_bits([scales, mins]: [u64; 2]) -> __m256i {
-    _mm256_cvtepu8_epi16(_mm_set_epi64x(mins as i64, scales as i64))
+pub(super) unsafe fn k_scales(w: *const u8) -> __m256i {
+    // SAFETY: by the caller; the packed scales end the first 16 bytes.
+    let head = unsafe { _mm_loadu_si128(w.cast()) };
+    let low =
+        _mm_shuffle_epi8(head, _mm_set_epi32(0x0f0e_0d0c, 0x0f0e_0d0c, 0x0b0a_0908, 0x0706_0504));
+    let low = _mm_srlv_epi32(low, _mm_set_epi32(4, 0, 0, 0));
+    let low = _mm_and_si128(low, _mm_set_epi64x(0x0f0f_0f0f_0f0f_0f0f, 0x3f3f_3f3f_3f3f_3f3f));
+    // The upper two bits of the second halves are above the first halves.
+    let high = _mm_shuffle_epi8(head, _mm_set_epi32(0x0b0a_0908, 0x0706_0504, -1, -1));
+    let high = _mm_and_si128(_mm_srli_epi32::<2>(high), _mm_set1_epi8(0x30));
+    _mm256_cvtepu8_epi16(_mm_or_si128(low, high))
+}
+
+/// The lanes' parts of `sum over sub-blocks of minimum * sum`, of [`k_scales`] and the sums over 16 values.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn k_minima(scales: __m256i, sums_16: __m256i) -> __m256i {
+    let pairs = _mm_set_epi64x(0x0f0e_0f0e_0d0c_0d0c, 0x0b0a_0b0a_0908_0908);
+    let mins = _mm256_shuffle_epi8(scales, _mm256_broadcastsi128_si256(pairs));
+    _mm256_madd_epi16(mins, sums_16)
 }
 
 /// # Safety

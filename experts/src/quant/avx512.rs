@@ -11,8 +11,6 @@ use super::isa::Isa;
 use super::tiles::{float_tiles, quant_tiles};
 use super::{Kernels, Tile, TileFn, vq};
 use floats::{BF16, F16, F32, blend_f16, float_dot};
-use rows::{block_dot, k_dot, q6_k_dot};
-use unpack::{Blocks, K, Q6K};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "AVX-512 VNNI",
@@ -42,11 +40,11 @@ const BATCH: usize = 4;
 float_tiles!("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 quant_tiles!(
     "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
-    q8_0_tile: block_dot::<false>, panel::tile::<Blocks<false>>;
-    q4_0_tile: block_dot::<true>, panel::tile::<Blocks<true>>;
-    q4_k_tile: k_dot::<false>, panel::tile::<K<false>>;
-    q5_k_tile: k_dot::<true>, panel::tile::<K<true>>;
-    q6_k_tile: q6_k_dot, panel::tile::<Q6K>;
+    q8_0_tile: rows::dot::<rows::Blocks<false>>, panel::tile::<unpack::Blocks<false>>;
+    q4_0_tile: rows::dot::<rows::Blocks<true>>, panel::tile::<unpack::Blocks<true>>;
+    q4_k_tile: rows::dot::<rows::K<false>>, panel::tile::<unpack::K<false>>;
+    q5_k_tile: rows::dot::<rows::K<true>>, panel::tile::<unpack::K<true>>;
+    q6_k_tile: rows::dot::<rows::Q6K>, panel::tile::<unpack::Q6K>;
 );
 
 /// The sum of each vector. Not a closure for `map`: one would not be inlined there, and sums that go through memory

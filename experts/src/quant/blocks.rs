@@ -71,16 +71,3 @@ pub(super) mod q6_k {
     pub(crate) const SCALES: usize = 192;
     pub(crate) const D: usize = 208;
 }
-
-/// All eight scales, and all eight minima, of [`scale_min`]'s packing, a byte each: the masks of ggml's
-/// `ggml_vec_dot_q4_K_q8_K`, on two words at once.
-#[inline(always)]
-pub(super) fn scales_mins(packed: [u8; 12]) -> [u64; 2] {
-    let word = |i: usize| {
-        let bytes = [packed[4 * i], packed[4 * i + 1], packed[4 * i + 2], packed[4 * i + 3]];
-        u64::from(u32::from_le_bytes(bytes))
-    };
-    let (scales, mins, low) = (word(0), word(1), word(2));
-    let upper = |word: u64| (word & 0x3f3f_3f3f) | ((word & 0xc0c0_c0c0) << 30);
-    [upper(scales) | ((low & 0x0f0f_0f0f) << 32), upper(mins) | ((low & 0xf0f0_f0f0) << 28)]
-}

@@ -8,110 +8,121 @@ use std::arch::x86_64::*;
 
 use super::{half_shifts, load, or_bits};
 use crate::quant::ActRow;
-use crate::quant::avx2::{across, in_16_bits, term, total};
-use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0, scales_mins};
+use crate::quant::avx2::{across, k_minima, k_scales, term, total};
+use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
 
-/// Q4_K, or Q5_K where `FIVE`.
-///
-/// # Safety
-/// `x` holds as many Q8_K values as `w` has.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn k_dot<const FIVE: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
-    let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
-    // SAFETY: by the caller.
-    by_eight(w, bytes, |w, first, count, sums| unsafe {
-        k_blocks::<FIVE>(w, x, first, count, sums)
-    })
+/// A weight type by eight blocks, or what is left of a row.
+pub(super) trait Eights {
+    /// Bytes a block.
+    const BYTES: usize;
+
+    /// Adds `COUNT` blocks from `first` to the sums, each in a lane of its own. The compiler knows the count, so that
+    /// everything stays in registers.
+    ///
+    /// # Safety
+    /// `w` has them, `x` their values, scales and sums, and the machine the instructions.
+    unsafe fn add<const COUNT: usize>(
+        w: *const u8,
+        x: &ActRow<'_>,
+        first: usize,
+        sums: __m256,
+    ) -> __m256;
 }
 
-/// Sums up `add(blocks, first, count, sums)` over the row's blocks, eight at a time. The loop for whole eights is one
-/// of its own, so that the compiler knows the count there and keeps everything in registers.
+/// `w · x`.
+///
+/// # Safety
+/// `x` holds as many values in the type's format as `w` has.
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f")]
-fn by_eight(
-    w: &[u8],
-    bytes: usize,
-    add: impl Fn(*const u8, usize, usize, __m256) -> __m256,
-) -> f32 {
-    let blocks = w.len() / bytes;
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn dot<E: Eights>(w: &[u8], x: &ActRow<'_>) -> f32 {
+    let blocks = w.len() / E::BYTES;
+    let rest = blocks / LANES * LANES;
     let mut sums = _mm256_setzero_ps();
-    let rest = blocks % LANES;
-    for first in (0..blocks - rest).step_by(LANES) {
-        sums = add(w[first * bytes..].as_ptr(), first, LANES, sums);
-    }
-    if rest > 0 {
-        let first = blocks - rest;
-        sums = add(w[first * bytes..].as_ptr(), first, rest, sums);
+    // SAFETY: by the caller, for the blocks that there are.
+    unsafe {
+        for first in (0..rest).step_by(LANES) {
+            sums = E::add::<LANES>(w.as_ptr().add(first * E::BYTES), x, first, sums);
+        }
+        let w = w.as_ptr().add(rest * E::BYTES);
+        sums = match blocks - rest {
+            0 => sums,
+            1 => E::add::<1>(w, x, rest, sums),
+            2 => E::add::<2>(w, x, rest, sums),
+            3 => E::add::<3>(w, x, rest, sums),
+            4 => E::add::<4>(w, x, rest, sums),
+            5 => E::add::<5>(w, x, rest, sums),
+            6 => E::add::<6>(w, x, rest, sums),
+            _ => E::add::<7>(w, x, rest, sums),
+        };
     }
     total(sums)
 }
 
-/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
-///
-/// # Safety
-/// `w` has them, and `x` their values, scales and sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[allow(clippy::needless_range_loop)]
-unsafe fn k_blocks<const FIVE: bool>(
-    w: *const u8,
-    x: &ActRow<'_>,
-    first: usize,
-    count: usize,
-    sums: __m256,
-) -> __m256 {
-    let bytes = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
-    let pairs = _mm256_set_epi64x(
-        0x0f0e_0f0e_0d0c_0d0c,
-        0x0b0a_0b0a_0908_0908,
-        0x0706_0706_0504_0504,
-        0x0302_0302_0100_0100,
-    );
-    let mut scaled = [_mm512_setzero_si512(); LANES];
-    let mut minima = [_mm256_setzero_si256(); LANES];
-    let mut d = [0; LANES];
-    // SAFETY: by the caller.
-    unsafe {
-        for i in 0..count {
-            let w = w.add(i * bytes);
-            prefetch(w, bytes);
-            let packed = w.add(q4_k::SCALES).cast::<[u8; 12]>().read();
-            let scales_mins = in_16_bits(scales_mins(packed));
-            let q = x.q.as_ptr().add(256 * (first + i));
-            scaled[i] = k_block::<FIVE>(w, q, _mm256_castsi256_si128(scales_mins));
-            let mins = _mm256_permute4x64_epi64::<0xee>(scales_mins);
-            let sums_16 = _mm256_loadu_si256(x.sums.as_ptr().add(16 * (first + i)).cast());
-            minima[i] = _mm256_madd_epi16(_mm256_shuffle_epi8(mins, pairs), sums_16);
-            d[i] = w.cast::<i32>().read_unaligned();
+/// Q4_K, or Q5_K where `FIVE`.
+pub(super) struct K<const FIVE: bool>;
+
+impl<const FIVE: bool> Eights for K<FIVE> {
+    const BYTES: usize = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn add<const COUNT: usize>(
+        w: *const u8,
+        x: &ActRow<'_>,
+        first: usize,
+        sums: __m256,
+    ) -> __m256 {
+        let mut scaled = [_mm512_setzero_si512(); LANES];
+        let mut minima = [_mm256_setzero_si256(); LANES];
+        // SAFETY: by the caller.
+        unsafe {
+            for i in 0..COUNT {
+                let w = w.add(i * Self::BYTES);
+                prefetch(w, Self::BYTES);
+                let both = k_scales(w);
+                scaled[i] = k_block::<FIVE>(w, x.q.as_ptr().add(256 * (first + i)), both);
+                let sums_16 = _mm256_loadu_si256(x.sums.as_ptr().add(16 * (first + i)).cast());
+                minima[i] = k_minima(both, sums_16);
+            }
+            // Straight from the blocks: a vector that is loaded after scalar stores waits for them.
+            let d = |i: usize| match i < COUNT {
+                true => w.add(i * Self::BYTES).cast::<i32>().read_unaligned(),
+                false => 0,
+            };
+            let d = _mm256_set_epi32(d(7), d(6), d(5), d(4), d(3), d(2), d(1), d(0));
+            let dmin = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(_mm256_srli_epi32::<16>(d)));
+            let d = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(d));
+            let x_d = scales(x, first, COUNT);
+            let sums = term(across_512(scaled), _mm256_mul_ps(d, x_d), sums);
+            let minima = _mm256_cvtepi32_ps(across(minima));
+            _mm256_fnmadd_ps(minima, _mm256_mul_ps(dmin, x_d), sums)
         }
-        let d = _mm256_set_epi32(d[7], d[6], d[5], d[4], d[3], d[2], d[1], d[0]);
-        let dmin = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(_mm256_srli_epi32::<16>(d)));
-        let d = _mm256_cvtph_ps(_mm256_cvtepi32_epi16(d));
-        let x_d = scales(x, first, count);
-        let sums = term(across_512(scaled), _mm256_mul_ps(d, x_d), sums);
-        let minima = _mm256_cvtepi32_ps(across(minima));
-        _mm256_fnmadd_ps(minima, _mm256_mul_ps(dmin, x_d), sums)
     }
 }
 
-/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`.
+/// The lanes' parts of `sum over sub-blocks of scale * (w · x)`; `scales` as [`k_scales`] gives them.
 ///
 /// # Safety
 /// A block is at `w`, 256 values at `x`.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m128i) -> __m512i {
+unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i) -> __m512i {
     let qs = if FIVE { q5_k::QS } else { q4_k::QS };
     let nibble = _mm512_set1_epi8(0x0f);
-    // Which scale each 16-bit lane takes, for (sub-blocks 0 and 2) and (1 and 3) of a half; 0 in odd lanes.
+    // Which of a half's scales each 16-bit lane takes, for sub-blocks 0 and 2 and for 1 and 3; none in odd lanes.
     let scale_of = |sub: i32| {
         let lane = |s: i32| 0x8080_0000_u32 as i32 | ((2 * s + 1) << 8) | (2 * s);
         let (a, b) = (lane(sub), lane(sub + 2));
         _mm512_set_epi32(b, b, b, b, b, b, b, b, a, a, a, a, a, a, a, a)
     };
-    let scales = _mm512_broadcast_i32x4(scales);
+    let scales = _mm512_castsi256_si512(scales);
+    let scales = [
+        _mm512_shuffle_i64x2::<0x00>(scales, scales),
+        _mm512_shuffle_i64x2::<0x55>(scales, scales),
+    ];
     let mut ints = _mm512_setzero_si512();
     for half in 0..2 {
         // SAFETY: by the caller.
@@ -131,55 +142,45 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m128i)
             let (a, c) = (load(x), load(x.add(64)));
             let even = _mm512_shuffle_i64x2::<0x44>(a, c);
             let odd = _mm512_shuffle_i64x2::<0xee>(a, c);
-            let low_scales = _mm512_shuffle_epi8(scales, scale_of(4 * half as i32));
-            let high_scales = _mm512_shuffle_epi8(scales, scale_of(4 * half as i32 + 1));
-            ints = _mm512_dpwssd_epi32(ints, dot(low, even), low_scales);
-            ints = _mm512_dpwssd_epi32(ints, dot(high, odd), high_scales);
+            let low_scales = _mm512_shuffle_epi8(scales[half], scale_of(0));
+            let high_scales = _mm512_shuffle_epi8(scales[half], scale_of(1));
+            ints = _mm512_dpwssd_epi32(ints, products(low, even), low_scales);
+            ints = _mm512_dpwssd_epi32(ints, products(high, odd), high_scales);
         }
     }
     ints
 }
 
 /// Q6_K.
-///
-/// # Safety
-/// `x` holds as many Q8_K values as `w` has.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn q6_k_dot(w: &[u8], x: &ActRow<'_>) -> f32 {
-    // SAFETY: by the caller.
-    by_eight(w, q6_k::BYTES, |w, first, count, sums| unsafe {
-        q6_k_blocks(w, x, first, count, sums)
-    })
-}
+pub(super) struct Q6K;
 
-/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
-///
-/// # Safety
-/// `w` has them, and `x` their values, scales and sums.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[allow(clippy::needless_range_loop)]
-unsafe fn q6_k_blocks(
-    w: *const u8,
-    x: &ActRow<'_>,
-    first: usize,
-    count: usize,
-    sums: __m256,
-) -> __m256 {
-    let mut scaled = [_mm512_setzero_si512(); LANES];
-    let mut d = [0; LANES];
-    // SAFETY: by the caller.
-    unsafe {
-        for i in 0..count {
-            let w = w.add(i * q6_k::BYTES);
-            prefetch(w, q6_k::BYTES);
-            let at = 256 * (first + i);
-            scaled[i] = q6_k_block(w, x.q.as_ptr().add(at), x.sums.as_ptr().add(at / 16));
-            d[i] = w.add(q6_k::D).cast::<i16>().read_unaligned();
+impl Eights for Q6K {
+    const BYTES: usize = q6_k::BYTES;
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn add<const COUNT: usize>(
+        w: *const u8,
+        x: &ActRow<'_>,
+        first: usize,
+        sums: __m256,
+    ) -> __m256 {
+        let mut scaled = [_mm512_setzero_si512(); LANES];
+        // SAFETY: by the caller.
+        unsafe {
+            for i in 0..COUNT {
+                let w = w.add(i * Self::BYTES);
+                prefetch(w, q6_k::BYTES);
+                let at = 256 * (first + i);
+                scaled[i] = q6_k_block(w, x.q.as_ptr().add(at), x.sums.as_ptr().add(at / 16));
+            }
+            let d = _mm256_mul_ps(
+                halves::<COUNT>(w.add(q6_k::D), Self::BYTES),
+                scales(x, first, COUNT),
+            );
+            term(across_512(scaled), d, sums)
         }
-        let d = _mm256_mul_ps(halves(d), scales(x, first, count));
-        term(across_512(scaled), d, sums)
     }
 }
 
@@ -211,8 +212,8 @@ unsafe fn q6_k_block(w: *const u8, x: *const i8, sums: *const i16) -> __m512i {
             let low_scales = _mm512_permutexvar_epi32(low_lanes, scales_32);
             let high_scales = _mm512_permutexvar_epi32(high_lanes, scales_32);
             let x = x.cast::<u8>().add(128 * half);
-            ints = _mm512_dpwssd_epi32(ints, dot(low, load(x)), low_scales);
-            ints = _mm512_dpwssd_epi32(ints, dot(high, load(x.add(64))), high_scales);
+            ints = _mm512_dpwssd_epi32(ints, products(low, load(x)), low_scales);
+            ints = _mm512_dpwssd_epi32(ints, products(high, load(x.add(64))), high_scales);
         }
         // Weights are stored +32.
         let offset = _mm256_madd_epi16(scales_16, _mm256_loadu_si256(sums.cast()));
@@ -222,55 +223,40 @@ unsafe fn q6_k_block(w: *const u8, x: *const i8, sums: *const i16) -> __m512i {
 }
 
 /// Q8_0, or Q4_0 where `NIBBLES`.
-///
-/// # Safety
-/// `x` holds as many Q8_0 values as `w` has.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn block_dot<const NIBBLES: bool>(w: &[u8], x: &ActRow<'_>) -> f32 {
-    let bytes = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
-    // SAFETY: by the caller.
-    by_eight(w, bytes, |w, first, count, sums| unsafe {
-        blocks::<NIBBLES>(w, x, first, count, sums)
-    })
-}
+pub(super) struct Blocks<const NIBBLES: bool>;
 
-/// Adds `count` blocks from `first` to the sums, each in a lane of its own.
-///
-/// # Safety
-/// `w` has them, and `x` their values and scales.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[allow(clippy::needless_range_loop)]
-unsafe fn blocks<const NIBBLES: bool>(
-    w: *const u8,
-    x: &ActRow<'_>,
-    first: usize,
-    count: usize,
-    sums: __m256,
-) -> __m256 {
-    let (bytes, offset) = if NIBBLES { (q4_0::BYTES, 8) } else { (q8_0::BYTES, -128) };
-    let offset = _mm512_set1_epi8(offset);
-    let mut ints = [_mm512_setzero_si512(); LANES / 2];
-    let mut d = [0; LANES];
-    // SAFETY: by the caller.
-    unsafe {
-        let x_q = x.q.as_ptr().cast::<u8>().add(32 * first);
-        for pair in 0..count / 2 {
-            let q = block_pair::<NIBBLES>(w.add(2 * pair * bytes), bytes);
-            let a = load(x_q.add(64 * pair));
-            ints[pair] = _mm512_sub_epi32(dot(q, a), dot(offset, a));
+impl<const NIBBLES: bool> Eights for Blocks<NIBBLES> {
+    const BYTES: usize = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn add<const COUNT: usize>(
+        w: *const u8,
+        x: &ActRow<'_>,
+        first: usize,
+        sums: __m256,
+    ) -> __m256 {
+        let bytes = Self::BYTES;
+        let offset = _mm512_set1_epi8(if NIBBLES { 8 } else { -128 });
+        let mut ints = [_mm512_setzero_si512(); LANES / 2];
+        // SAFETY: by the caller.
+        unsafe {
+            let x_q = x.q.as_ptr().cast::<u8>().add(32 * first);
+            for pair in 0..COUNT / 2 {
+                let q = block_pair::<NIBBLES>(w.add(2 * pair * bytes), bytes);
+                let a = load(x_q.add(64 * pair));
+                ints[pair] = _mm512_sub_epi32(products(q, a), products(offset, a));
+            }
+            if COUNT % 2 == 1 {
+                let q = _mm512_zextsi256_si512(block::<NIBBLES>(w.add((COUNT - 1) * bytes)));
+                let a =
+                    _mm512_zextsi256_si512(_mm256_loadu_si256(x_q.add(32 * (COUNT - 1)).cast()));
+                ints[COUNT / 2] = _mm512_sub_epi32(products(q, a), products(offset, a));
+            }
+            let d = _mm256_mul_ps(halves::<COUNT>(w, bytes), scales(x, first, COUNT));
+            term(across_pairs(ints), d, sums)
         }
-        if count % 2 == 1 {
-            let q = _mm512_zextsi256_si512(block::<NIBBLES>(w.add((count - 1) * bytes)));
-            let a = _mm512_zextsi256_si512(_mm256_loadu_si256(x_q.add(32 * (count - 1)).cast()));
-            ints[count / 2] = _mm512_sub_epi32(dot(q, a), dot(offset, a));
-        }
-        for i in 0..count {
-            d[i] = w.add(i * bytes).cast::<i16>().read_unaligned();
-        }
-        let d = _mm256_mul_ps(halves(d), scales(x, first, count));
-        term(across_pairs(ints), d, sums)
     }
 }
 
@@ -318,11 +304,19 @@ unsafe fn block<const NIBBLES: bool>(w: *const u8) -> __m256i {
     }
 }
 
-/// Eight f16.
+/// The f16 at the beginning of `COUNT` blocks, then zeros.
+///
+/// # Safety
+/// They are there.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn halves(d: [i16; LANES]) -> __m256 {
-    _mm256_cvtph_ps(_mm_set_epi16(d[7], d[6], d[5], d[4], d[3], d[2], d[1], d[0]))
+unsafe fn halves<const COUNT: usize>(w: *const u8, bytes: usize) -> __m256 {
+    let d = |i: usize| match i < COUNT {
+        // SAFETY: by the caller.
+        true => unsafe { w.add(i * bytes).cast::<i16>().read_unaligned() },
+        false => 0,
+    };
+    _mm256_cvtph_ps(_mm_set_epi16(d(7), d(6), d(5), d(4), d(3), d(2), d(1), d(0)))
 }
 
 /// The scales of blocks `first..first + count`, then zeros.
@@ -369,7 +363,7 @@ fn fold_128s(v: __m512i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot(w: __m512i, x: __m512i) -> __m512i {
+fn products(w: __m512i, x: __m512i) -> __m512i {
     _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x)
 }
 

@@ -77,7 +77,7 @@ impl<const FIVE: bool> Unpack for K<FIVE> {
 fn k_scales(heads: [__m512i; 4], first: usize, panel: &mut Panel) {
     let [both_d, scales, mins, low] = heads;
     let and = |v, bits: i8| _mm512_and_si512(v, _mm512_set1_epi8(bits));
-    // As `blocks::scales_mins`, a row a lane.
+    // As `avx2::k_scales`, a row a lane.
     let upper = |v| and(_mm512_srli_epi32::<2>(v), 0x30);
     let scales = [and(scales, 0x3f), _mm512_or_si512(and(low, 0x0f), upper(scales))];
     let low = _mm512_srli_epi32::<4>(low);
@@ -132,7 +132,7 @@ impl Unpack for Q6K {
                     let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
                     store(&mut factors[first..], _mm512_slli_epi16::<5>(both));
                 }
-                let d = |r: usize| row(r).add(q6_k::D).cast::<u16>().read_unaligned();
+                let d = |r: usize| row(r).add(q6_k::D).cast::<i16>().read_unaligned();
                 store_floats(&mut panel.d[0][first..], halves(d));
                 for half in 0..2 {
                     let q = lanes(|r| load(row(r).add(64 * half)));
@@ -168,7 +168,7 @@ impl<const NIBBLES: bool> Unpack for Blocks<NIBBLES> {
                 // SAFETY: by the caller; what is loaded lies within the block.
                 unsafe {
                     let row = |r: usize| row(first + r).add(b * Self::BYTES);
-                    let d = |r: usize| row(r).cast::<u16>().read_unaligned();
+                    let d = |r: usize| row(r).cast::<i16>().read_unaligned();
                     store_floats(&mut panel.d[b][first..], halves(d));
                     if NIBBLES {
                         let nibble = _mm512_set1_epi8(0x0f);
@@ -263,16 +263,15 @@ fn from_bit(v: __m512i, from: usize) -> __m512i {
     _mm512_rorv_epi32(v, _mm512_set1_epi32((from as i32 + 28) % 32))
 }
 
-/// One f16 of each of 16 rows.
+/// One f16 of each of 16 rows. Straight into a vector: one that is loaded after scalar stores waits for them.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn halves(bits: impl Fn(usize) -> u16) -> __m512 {
-    let mut all = [0; 16];
-    for (r, to) in all.iter_mut().enumerate() {
-        *to = bits(r);
-    }
-    // SAFETY: 32 bytes are there.
-    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(all.as_ptr().cast())) }
+fn halves(d: impl Fn(usize) -> i16) -> __m512 {
+    #[rustfmt::skip]
+    let all = _mm256_set_epi16(
+        d(15), d(14), d(13), d(12), d(11), d(10), d(9), d(8), d(7), d(6), d(5), d(4), d(3), d(2), d(1), d(0),
+    );
+    _mm512_cvtph_ps(all)
 }
 
 /// Four values of each of 16 rows from `first`.
