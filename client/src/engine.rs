@@ -12,6 +12,7 @@ use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
+use crate::metrics::Metrics;
 use crate::sample::SamplerConfig;
 use crate::session::Session;
 use crate::sizes::Sizes;
@@ -28,6 +29,7 @@ pub struct Engine {
     /// By layer and expert; empty where there is no approximation at all.
     pub(crate) standins: Vec<Vec<Option<StandIn>>>,
     pub(crate) fleet: Fleet,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) gate: Gate,
     pub(crate) trunk: Trunk,
     pub(crate) pool: Pool,
@@ -56,7 +58,8 @@ impl Engine {
             experts: spec.n_experts,
             width: spec.n_embd,
         };
-        let fleet = Fleet::open(&config, identity)?;
+        let metrics = Metrics::new();
+        let fleet = Fleet::open(&config, identity, metrics.clone())?;
         let standins = standins::open(&model, config.standins.as_deref())?;
         let store = ExpertStore::open(model.clone(), config.expert_cache, config.elsewhere)?;
         let trace =
@@ -72,6 +75,7 @@ impl Engine {
             store,
             trace,
             fleet,
+            metrics,
             model,
             config,
         };
@@ -135,6 +139,11 @@ impl Engine {
     /// What the expert cache did so far.
     pub fn cache_stats(&self) -> CacheStats {
         self.store.stats()
+    }
+
+    /// Tokens, coverage, calls, bytes, round trips, links and cache so far, as OpenMetrics text for Prometheus.
+    pub fn metrics(&self) -> String {
+        self.metrics.text(&self.servers(), &self.cache_stats())
     }
 
     /// The expert cache.

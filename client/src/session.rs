@@ -141,7 +141,7 @@ impl Session {
             }
             self.pending.push(id);
         }
-        Ok(Token {
+        let token = Token {
             id,
             text,
             coverage: pass.coverage(pass.rows() - 1),
@@ -153,7 +153,9 @@ impl Session {
             tally: pass.tally,
             elapsed: started.elapsed(),
             fault: pass.fault,
-        })
+        };
+        self.engine.metrics.token(&token);
+        Ok(token)
     }
 
     /// Computes what is pending, without sampling; [`Session::logits`] are then those after the last token. The pass
@@ -223,6 +225,7 @@ impl Session {
         let rows: Vec<Row> = rows.collect();
         let Session { engine, kv, scratch, .. } = self;
         let pass = Forward { engine, kv, scratch }.run(&rows).await?;
+        self.engine.metrics.pass(&pass.tally);
         self.done.extend(self.pending.drain(..new));
         self.missed = false;
         let mut said = Vec::new();

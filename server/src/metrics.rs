@@ -126,16 +126,19 @@ impl Metrics {
     }
 }
 
-/// Answers `GET /metrics` on `listener`; never returns.
-pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) {
+/// Answers `GET /metrics` on `listener` with what `text` says then; never returns.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    text: impl Fn() -> String + Clone + Send + Sync + 'static,
+) {
     let scrapes = Arc::new(Semaphore::new(MAX_SCRAPES));
     loop {
         let scrape = scrapes.clone().acquire_owned().await.expect("it is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
-                let metrics = metrics.clone();
+                let text = text.clone();
                 tokio::spawn(async move {
-                    let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &metrics)).await;
+                    let _ = timeout(SCRAPE_TIMEOUT, answer(stream, &text)).await;
                     drop(scrape);
                 });
             }
@@ -147,13 +150,13 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) {
     }
 }
 
-async fn answer(stream: TcpStream, metrics: &Metrics) -> hyper::Result<()> {
+async fn answer(stream: TcpStream, text: &impl Fn() -> String) -> hyper::Result<()> {
     let service = service_fn(async |request: Request<hyper::body::Incoming>| {
         let response = Response::builder();
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/metrics") => response
                 .header(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")
-                .body(metrics.text()),
+                .body(text()),
             _ => response.status(StatusCode::NOT_FOUND).body("GET /metrics\n".to_owned()),
         }
     });

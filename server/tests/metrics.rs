@@ -67,7 +67,8 @@ async fn prometheus_finds_them_and_nothing_else() {
     server.client.describe(DescribeRequest {}).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve_metrics(listener, server.metrics.clone()));
+    let metrics = server.metrics.clone();
+    tokio::spawn(serve_metrics(listener, move || metrics.text()));
     let ask = async |request: &str| {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();

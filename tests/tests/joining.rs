@@ -50,13 +50,34 @@ async fn a_device_follows_the_list_of_its_servers_without_missing_an_expert() {
     assert_eq!(session.step().await.expect("a token").coverage, 1.0);
 
     fs::write(&list, format!("{first}\n{second}\n")).expect("it is written");
-    until_up(&engine, &[first, second.clone()]).await;
+    until_up(&engine, &[first.clone(), second.clone()]).await;
     assert_eq!(session.step().await.expect("a token").coverage, 1.0);
 
     fs::write(&list, &second).expect("it is written");
-    until_up(&engine, &[second]).await;
+    until_up(&engine, std::slice::from_ref(&second)).await;
     drop(one);
     for _ in 0..3 {
         assert_eq!(session.step().await.expect("a token").coverage, 1.0);
     }
+
+    let text = engine.metrics();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} in {text}")).parse().expect("a number")
+    };
+    assert_eq!(
+        (value("outrigger_tokens_total"), value("outrigger_tokens_provisional_total")),
+        (5.0, 0.0)
+    );
+    assert_eq!((value("outrigger_coverage_sum"), value("outrigger_coverage_count")), (5.0, 5.0));
+    let calls = |place: &str| value(&format!("outrigger_expert_calls_total{{place=\"{place}\"}}"));
+    assert!(calls("remote") > 0.0 && calls("local") == 0.0 && calls("missing") == 0.0, "{text}");
+    let trips =
+        |server: &str| value(&format!("outrigger_round_trip_seconds_count{{server=\"{server}\"}}"));
+    assert!(trips(&first) > 0.0 && trips(&second) > 0.0, "{text}");
+    assert_eq!(value(&format!("outrigger_link_up{{server=\"{second}\"}}")), 1.0);
+    assert!(!text.contains(&format!("outrigger_link_up{{server=\"{first}\"}}")), "it has left");
+    assert!(
+        value("outrigger_sent_bytes_total") > 0.0 && value("outrigger_received_bytes_total") > 0.0
+    );
 }

@@ -1,6 +1,7 @@
 //! Flags that several commands share.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -84,6 +85,27 @@ pub(crate) struct PlacementArgs {
     /// Record what the gate chooses to FILE, for `outrigger replay`
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
+}
+
+/// Who may look on.
+#[derive(Debug, Args)]
+pub(crate) struct MetricsArgs {
+    /// Where Prometheus finds /metrics; nowhere if absent
+    #[arg(long, value_name = "ADDR", env = "OUTRIGGER_METRICS")]
+    metrics: Option<SocketAddr>,
+}
+
+impl MetricsArgs {
+    /// Shows what `engine` does for as long as the process lives.
+    pub(crate) async fn publish(&self, engine: &Arc<Engine>) -> Result<()> {
+        let Some(at) = self.metrics else { return Ok(()) };
+        let listening = tokio::net::TcpListener::bind(at).await;
+        let listener = listening.with_context(|| format!("cannot listen on {at} for /metrics"))?;
+        eprintln!("metrics on http://{}/metrics", listener.local_addr()?);
+        let engine = engine.clone();
+        tokio::spawn(outrigger_server::serve_metrics(listener, move || engine.metrics()));
+        Ok(())
+    }
 }
 
 /// How the next token is chosen.

@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::Session;
 use outrigger::text::Message;
 
-use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open};
+use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
 use super::run::summary;
 use super::view::{MarkedText, Totals, put};
 
@@ -26,6 +26,8 @@ pub(crate) struct Chat {
     sampling: SamplingArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
 }
 
 impl Chat {
@@ -33,6 +35,7 @@ impl Chat {
         let engine =
             open(self.placement.config(self.model.model.clone(), &self.model.compute).await?)
                 .await?;
+        self.metrics.publish(&engine).await?;
         let mut session = engine.session(self.sampling.config())?;
         let mut messages = Vec::new();
         if let Some(system) = &self.system {

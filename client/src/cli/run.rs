@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::Token;
 use serde_json::json;
 
-use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open};
+use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
 use super::view::{MarkedText, Totals, line, put, size};
 
 /// Generate text.
@@ -28,6 +28,8 @@ pub(crate) struct Run {
     sampling: SamplingArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     /// One JSON object a token, then one with the totals
     #[arg(long)]
     json: bool,
@@ -38,6 +40,7 @@ impl Run {
         let prompt = self.prompt()?;
         let engine =
             open(self.placement.config(self.model.model, &self.model.compute).await?).await?;
+        self.metrics.publish(&engine).await?;
         let mut session = engine.session(self.sampling.config())?;
         session.push_text(&prompt)?;
         let (mut text, mut totals) = (MarkedText::new(), Totals::default());

@@ -195,6 +195,17 @@ impl CallError {
         CallError::Status(Box::new(tonic::Status::unavailable("the connection is gone")))
     }
 
+    /// In a word, for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            CallError::Timeout(_) => "timeout",
+            CallError::WrongModel { .. } => "wrong_model",
+            CallError::BadAnswer(_) => "bad_answer",
+            CallError::Overloaded { .. } => "overloaded",
+            CallError::Status(_) => "status",
+        }
+    }
+
     /// What the link makes of it.
     pub(super) fn failure(&self) -> Failure {
         match self {

@@ -13,12 +13,14 @@ use super::server::Server;
 use super::sources::Address;
 use crate::config::EngineConfig;
 use crate::error::Result;
+use crate::metrics::Metrics;
 
 /// The servers of the moment, each with the task that tends to it.
 #[derive(Debug)]
 pub(super) struct Members {
     config: EngineConfig,
     identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
     /// Notified whenever a server comes up.
     pub(super) up: Arc<Notify>,
     /// Whether names and files were looked at.
@@ -46,10 +48,16 @@ impl Drop for Ending {
 }
 
 impl Members {
-    pub(super) fn new(config: &EngineConfig, identity: Arc<Identity>, looked: bool) -> Members {
+    pub(super) fn new(
+        config: &EngineConfig,
+        identity: Arc<Identity>,
+        metrics: Arc<Metrics>,
+        looked: bool,
+    ) -> Members {
         Members {
             config: config.clone(),
             identity,
+            metrics,
             up: Arc::new(Notify::new()),
             looked: AtomicBool::new(looked),
             epoch: Instant::now(),
@@ -61,6 +69,11 @@ impl Members {
     /// The servers, ascending by id.
     pub(super) fn all(&self) -> Arc<Vec<Arc<Server>>> {
         self.all.lock().expect("nothing panics under this lock").clone()
+    }
+
+    fn server(&self, id: u16, address: &Address) -> Result<Server> {
+        let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
+        Server::new(id, address, &self.config, identity, metrics, self.up.clone(), self.epoch)
     }
 
     /// Makes the members those of `wanted`: who stays keeps its connection, its id and what is known of it.
@@ -83,8 +96,7 @@ impl Members {
             }
             let taken: BTreeSet<u16> = now.values().map(|(server, _)| server.id).collect();
             let Some(id) = (0..u16::MAX).find(|id| !taken.contains(id)) else { break };
-            let (config, identity) = (&self.config, self.identity.clone());
-            match Server::new(id, address, config, identity, self.up.clone(), self.epoch) {
+            match self.server(id, address) {
                 Ok(server) => {
                     let server = Arc::new(server);
                     let tending = Ending::of(tokio::spawn(server.clone().tend()));

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::EngineConfig;
 use crate::error::Result;
+use crate::metrics::Metrics;
 pub(crate) use dispatch::{Flight, Landed, Outgoing};
 use members::{Ending, Members};
 use server::{Held, Server};
@@ -67,10 +68,15 @@ impl Fleet {
     ///
     /// # Errors
     /// An address that is none, an unreadable list of servers or certificate authority.
-    pub(crate) fn open(config: &EngineConfig, identity: Identity) -> Result<Fleet> {
+    pub(crate) fn open(
+        config: &EngineConfig,
+        identity: Identity,
+        metrics: Arc<Metrics>,
+    ) -> Result<Fleet> {
         let identity = Arc::new(identity);
         let mut sources = Sources::new(&config.servers, config.dial.clone())?;
-        let members = Arc::new(Members::new(config, identity.clone(), !sources.may_change()));
+        let members =
+            Arc::new(Members::new(config, identity.clone(), metrics, !sources.may_change()));
         members.adopt(&sources.known())?;
         let lookout = sources.may_change().then(|| {
             let members = members.clone();

@@ -19,6 +19,7 @@ use super::{Identity, RosterEntry, ServerStatus};
 use crate::config::{Dial, EngineConfig};
 use crate::credentials::BearerToken;
 use crate::error::{Error, Result};
+use crate::metrics::Metrics;
 
 /// A peer that is silent for this long is asked for a sign of life, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(2);
@@ -81,6 +82,7 @@ pub(super) struct Server {
     credentials: Credentials,
     dial: Dial,
     identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// Wakes the tender after a failure.
     failed: Notify,
@@ -110,6 +112,7 @@ impl Server {
         address: &Address,
         config: &EngineConfig,
         identity: Arc<Identity>,
+        metrics: Arc<Metrics>,
         up: Arc<Notify>,
         epoch: Instant,
     ) -> Result<Server> {
@@ -121,6 +124,7 @@ impl Server {
             credentials: Credentials(config.token.clone()),
             dial: config.dial.clone(),
             identity,
+            metrics,
             state: Mutex::new(State { link, peer: None, fault: None }),
             failed: Notify::new(),
             up,
@@ -238,12 +242,14 @@ impl Server {
 
     pub(super) fn on_success(&self, trip: Duration, rows: usize) {
         let now = self.now();
+        self.metrics.answered(&self.url, trip);
         self.state().link.on_success(now, trip, rows);
     }
 
     pub(super) fn on_failure(&self, error: &CallError) {
         let now = self.now();
         tracing::debug!(server = %self.url, %error, "call failed");
+        self.metrics.failed(&self.url, error.kind());
         let mut state = self.state();
         state.link.on_failure(now, error.failure());
         state.fault = Some((now, error.to_string()));

@@ -162,7 +162,8 @@ async fn publish(at: SocketAddr, server: &ExpertServer) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {at} for /metrics"))?;
     let address = listener.local_addr().context("cannot tell the address")?;
     tracing::info!("metrics on http://{address}/metrics");
-    tokio::spawn(serve_metrics(listener, server.metrics()));
+    let metrics = server.metrics();
+    tokio::spawn(serve_metrics(listener, move || metrics.text()));
     Ok(())
 }
 
