@@ -52,26 +52,27 @@ type Lanes = [[f32; ROWS]; LANES];
 pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
     let mut panel = Panel::EMPTY;
     let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
+    let sums = &mut room[..tile.x.len()];
+    for lanes in sums.iter_mut() {
+        lanes.write([[0.0; ROWS]; LANES]);
+    }
+    // SAFETY: all of them were just written.
+    let sums = unsafe { sums.assume_init_mut() };
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
-        let sums = &mut room[..tile.x.len()];
-        for lanes in sums.iter_mut() {
-            lanes.write([[0.0; ROWS]; LANES]);
+        let mut at = [std::ptr::null(); ROWS];
+        for (r, at) in at.iter_mut().enumerate() {
+            *at = tile.row(first + r.min(rows - 1)).as_ptr();
         }
-        // SAFETY: all of them were just written.
-        let sums = unsafe { sums.assume_init_mut() };
         for b in (0..blocks).step_by(U::BLOCKS) {
             let count = U::BLOCKS.min(blocks - b);
+            let row = |r: usize| at[r].wrapping_add(b * U::BYTES);
+            for r in 0..ROWS {
+                prefetch(row(r).wrapping_add(ROWS * tile.row_bytes), count * U::BYTES);
+            }
             // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`, and so have the activations.
             unsafe {
-                let row = |r: usize| {
-                    let r = first + r.min(rows - 1);
-                    tile.w.as_ptr().add(r * tile.row_bytes + b * U::BYTES)
-                };
-                for r in 0..ROWS {
-                    prefetch(row(r).wrapping_add(ROWS * tile.row_bytes), count * U::BYTES);
-                }
                 U::unpack(row, count, &mut panel);
                 let (batches, rest) = tile.x.as_chunks::<BATCH>();
                 let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
@@ -172,7 +173,7 @@ unsafe fn super_block<U: Unpack, const N: usize>(
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
             let sum = &mut sums[n][b % LANES];
-            let mut total = floats(sum);
+            let mut total = so_far(sum, b);
             for half in 0..2 {
                 let scale = _mm512_mul_ps(d[half], x_d);
                 if U::MINIMA {
@@ -221,7 +222,7 @@ unsafe fn block<U: Unpack, const N: usize>(
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
             let sum = &mut sums[n][b % LANES];
-            let mut total = floats(sum);
+            let mut total = so_far(sum, b);
             for half in 0..2 {
                 let scale = _mm512_mul_ps(d[half], x_d);
                 total[half] =
@@ -321,7 +322,7 @@ unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
 fn prefetch(w: *const u8, len: usize) {
     for line in (0..len).step_by(64) {
         // A prefetch of an address that is not mapped does nothing.
-        _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(line).cast());
+        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(line).cast());
     }
 }
 
@@ -340,6 +341,13 @@ fn vectors(from: &[i32; ROWS]) -> [__m512i; 2] {
 fn floats(from: &[f32; ROWS]) -> [__m512; 2] {
     // SAFETY: 32 values are there.
     unsafe { [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))] }
+}
+
+/// A lane's sums before block `b`: the first block of a lane takes no notice of what an earlier panel left there.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn so_far(sum: &[f32; ROWS], b: usize) -> [__m512; 2] {
+    if b < LANES { [_mm512_setzero_ps(); 2] } else { floats(sum) }
 }
 
 #[inline]
