@@ -3,6 +3,7 @@
 //! The only crate with `unsafe`: memory maps, SIMD and the thread pool live here, behind safe interfaces.
 
 mod activations;
+mod bandwidth;
 mod cache;
 mod error;
 mod ffn;
@@ -20,6 +21,7 @@ mod types;
 pub mod vq;
 
 pub use activations::Activations;
+pub use bandwidth::read_bandwidth;
 pub use cache::{Budget, Cache, Decision, Elsewhere, Eviction, LayerStats, Lru};
 pub use error::{Error, Result};
 pub use ffn::{FfnScratch, Group, run_experts};

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 use outrigger::{Engine, SamplerConfig, Session};
+use outrigger_experts::Pool;
 use serde_json::json;
 
 use super::args::{ModelArgs, PlacementArgs, open};
@@ -24,6 +25,9 @@ pub(crate) struct Bench {
     /// Repeats; the median counts
     #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
+    /// Also measure how fast the threads read memory, which is what decoding is bound by
+    #[arg(long)]
+    bandwidth: bool,
     #[command(flatten)]
     placement: PlacementArgs,
     /// The last line is a JSON object
@@ -57,23 +61,28 @@ impl Bench {
         let (prefill, decode) = (median(prefill), median(decode));
         let weight_bytes = engine.sizes().token;
         let gb_per_s = decode * weight_bytes as f64 / 1e9;
+        let read = self.bandwidth.then(|| memory_gb_per_s(threads));
         let report = match self.json {
             true => json!({
                 "prefill_tok_s": prefill,
                 "decode_tok_s": decode,
                 "weight_bytes_per_token": weight_bytes,
                 "gb_per_s": gb_per_s,
+                "memory_gb_per_s": read,
                 "threads": threads,
                 "cpu": outrigger::cpu_features(),
             })
             .to_string(),
             false => format!(
                 "prefill {prefill:.1} tok/s ({} tokens), decode {decode:.1} tok/s ({} tokens), {threads} threads, {}\n\
-                 {} of weights a token: {gb_per_s:.1} GB/s",
+                 {} of weights a token: {gb_per_s:.1} GB/s{}",
                 self.prompt,
                 self.predict,
                 outrigger::cpu_features(),
                 size(weight_bytes),
+                read.map_or(String::new(), |read| format!(
+                    " of the {read:.1} that the memory gives"
+                )),
             ),
         };
         Ok(line(report)?)
@@ -94,6 +103,12 @@ impl Bench {
         }
         Ok((prompt.len() as f64 / prefill, self.predict as f64 / decode.max(1e-9)))
     }
+}
+
+/// How fast `threads` threads read memory together.
+fn memory_gb_per_s(threads: usize) -> f64 {
+    const MORE_THAN_CACHES: usize = 512 << 20;
+    outrigger_experts::read_bandwidth(&Pool::new(threads), &vec![1; MORE_THAN_CACHES]) / 1e9
 }
 
 async fn timed(session: &mut Session) -> Result<f64> {

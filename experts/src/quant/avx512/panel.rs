@@ -57,7 +57,7 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
         lanes.write([[0.0; ROWS]; LANES]);
     }
     // SAFETY: all of them were just written.
-    let sums = unsafe { sums.assume_init_mut() };
+    let sums = unsafe { &mut *(std::ptr::from_mut(sums) as *mut [Lanes]) };
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
