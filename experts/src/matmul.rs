@@ -1,5 +1,6 @@
 //! Weight matrices times activation rows.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::pool::{Pool, SharedMut};
@@ -96,17 +97,19 @@ pub(crate) unsafe fn multiply<'a>(
     let row_bytes = w.bytes.len() / w.rows;
     for first in (0..x.count).step_by(MAX_TILE_ROWS) {
         let count = MAX_TILE_ROWS.min(x.count - first);
-        let mut tile_rows = [ActRow::default(); MAX_TILE_ROWS];
-        for (i, row) in tile_rows[..count].iter_mut().enumerate() {
-            *row = (x.row)(first + i);
+        let mut room = [const { MaybeUninit::<ActRow<'_>>::uninit() }; MAX_TILE_ROWS];
+        for (i, row) in room[..count].iter_mut().enumerate() {
+            row.write((x.row)(first + i));
         }
+        // SAFETY: the first `count` were just written.
+        let tile_rows = unsafe { std::slice::from_raw_parts(room.as_ptr().cast(), count) };
         // SAFETY: by the caller; the tile is part of what it promised.
         unsafe {
             kernel(&Tile {
                 w: &w.bytes[rows.start * row_bytes..rows.end * row_bytes],
                 row_bytes,
                 rows: rows.len(),
-                x: &tile_rows[..count],
+                x: tile_rows,
                 out: out.add(first * stride),
                 stride,
             });

@@ -65,7 +65,7 @@ pub(crate) struct ActRow<'a> {
 }
 
 /// Activation rows that a kernel takes at most: weights are unpacked once for all of them.
-pub(crate) const MAX_TILE_ROWS: usize = 64;
+pub(crate) const MAX_TILE_ROWS: usize = 128;
 
 /// Weight rows times activation rows: `out[i * stride + r] = w[r] · x[i]`.
 pub(crate) struct Tile<'a> {
