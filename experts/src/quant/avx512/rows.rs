@@ -124,7 +124,7 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i)
         _mm512_shuffle_i64x2::<0x55>(scales, scales),
     ];
     let mut ints = _mm512_setzero_si512();
-    for half in 0..2 {
+    for (half, scales) in scales.into_iter().enumerate() {
         // SAFETY: by the caller.
         unsafe {
             // Two chunks: their low nibbles are sub-blocks 0 and 2 of this half, their high ones 1 and 3.
@@ -142,8 +142,8 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i)
             let (a, c) = (load(x), load(x.add(64)));
             let even = _mm512_shuffle_i64x2::<0x44>(a, c);
             let odd = _mm512_shuffle_i64x2::<0xee>(a, c);
-            let low_scales = _mm512_shuffle_epi8(scales[half], scale_of(0));
-            let high_scales = _mm512_shuffle_epi8(scales[half], scale_of(1));
+            let low_scales = _mm512_shuffle_epi8(scales, scale_of(0));
+            let high_scales = _mm512_shuffle_epi8(scales, scale_of(1));
             ints = _mm512_dpwssd_epi32(ints, products(low, even), low_scales);
             ints = _mm512_dpwssd_epi32(ints, products(high, odd), high_scales);
         }
