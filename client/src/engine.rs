@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use outrigger_experts::{
     Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
-    Tensor, matmul,
+    Tensor, matmul, memory_limit,
 };
 use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
+use crate::memory::expert_budget;
 use crate::metrics::Metrics;
 use crate::sample::SamplerConfig;
 use crate::session::Session;
@@ -61,7 +62,11 @@ impl Engine {
         let metrics = Metrics::new();
         let fleet = Fleet::open(&config, identity, metrics.clone())?;
         let standins = standins::open(&model, config.standins.as_deref())?;
-        let store = ExpertStore::open(model.clone(), config.expert_cache, config.elsewhere)?;
+        let budget = expert_budget(&model, config.expert_cache, context, memory_limit())?;
+        let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
+        if !store.holds_all() {
+            model.keep_trunk()?;
+        }
         let trace =
             config.trace.as_deref().map(|path| Recorder::create(path, &model)).transpose()?;
         let engine = Engine {

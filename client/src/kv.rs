@@ -29,6 +29,12 @@ impl KvCache {
         KvCache { layers, head_dim: spec.head_dim, capacity, len: 0 }
     }
 
+    /// The memory of a cache of `capacity` positions once all are written.
+    pub(crate) fn bytes(spec: &ModelSpec, capacity: usize) -> u64 {
+        let values = spec.n_layers * 2 * spec.n_kv_heads * capacity * spec.head_dim;
+        (values * size_of::<f16>()) as u64
+    }
+
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }

@@ -26,6 +26,7 @@ mod error;
 mod fleet;
 mod forward;
 mod kv;
+mod memory;
 mod metrics;
 mod moe;
 pub mod pack;

@@ -172,21 +172,31 @@ impl Moe<'_> {
         Ok(unread)
     }
 
-    /// Runs those of `groups` whose weights can be read; gives back them and the others.
+    /// Runs those of `groups` whose weights can be read; gives back them and the others. What is here runs while the
+    /// rest is read, in ascending order of experts all the same: sums do not depend on what was in memory.
     fn run_here(&mut self, groups: &[Group]) -> Result<(Vec<Group>, Vec<Group>)> {
-        let ids: Vec<u16> = groups.iter().map(|group| group.expert).collect();
-        let pinned = self.engine.store.acquire(self.layer, &ids)?;
-        let (ready, unread): (Vec<_>, Vec<_>) =
-            groups.iter().cloned().partition(|group| pinned.get(group.expert).is_some());
-        let tensors: Vec<_> = ready.iter().filter_map(|group| pinned.get(group.expert)).collect();
-        let runnable: Vec<_> = ready
-            .iter()
-            .zip(&tensors)
-            .map(|(group, tensors)| runnable(tensors, &group.rows))
-            .collect();
-        let scratch = &mut *self.scratch;
-        run_experts(&self.engine.pool, self.h, &runnable, &mut scratch.ffn, &mut scratch.sum.sums);
-        Ok((ready, unread))
+        let (engine, layer) = (self.engine, self.layer);
+        let MoeScratch { ffn, sum, .. } = &mut *self.scratch;
+        let mut unread = Vec::new();
+        for groups in groups.chunks(engine.store.at_once(layer)) {
+            let ids: Vec<u16> = groups.iter().map(|group| group.expert).collect();
+            let mut pinned = engine.store.acquire(layer, &ids)?;
+            loop {
+                let arrived = pinned.arrivals();
+                if arrived.is_empty() {
+                    break;
+                }
+                let rows =
+                    |id: u16| groups.iter().find(|group| group.expert == id).map(|g| &g.rows);
+                let ready: Vec<_> = arrived
+                    .iter()
+                    .filter_map(|(id, tensors)| Some(runnable(tensors, rows(*id)?)))
+                    .collect();
+                run_experts(&engine.pool, self.h, &ready, ffn, &mut sum.sums);
+            }
+            unread.extend(pinned.refused().iter().map(|refused| refused.expert));
+        }
+        Ok(groups.iter().cloned().partition(|group| !unread.contains(&group.expert)))
     }
 
     /// Adds the servers' sums; gives back what they did not run, and notes who.

@@ -149,7 +149,8 @@ impl Drop for SmallMemory {
     }
 }
 
-/// A token reads more of the file than fits, again and again; what is said does not change.
+/// The experts do not all fit: what the cache may hold is cut to the limit, which is never met, and what is said does
+/// not change.
 #[test]
 fn a_small_memory_changes_nothing_that_is_said() {
     const NAME: &str = "a_small_memory_changes_nothing_that_is_said";
@@ -161,7 +162,7 @@ fn a_small_memory_changes_nothing_that_is_said() {
     std::fs::copy(demo(), &model).expect("there is room");
     let mut run = outrigger();
     run.args(["run", "-p", "Once upon a time", "-n", "24", "--temp", "0", "-t", "2"]);
-    run.args(["--expert-cache", "10%", "-m"]).arg(&model);
+    run.args(["--expert-cache", "100%", "-m"]).arg(&model);
     let free = run.output().expect("it runs");
     assert!(free.status.success(), "{}", String::from_utf8_lossy(&free.stderr));
     // Pages that others have read are not counted: the copy must not be in memory.
@@ -172,5 +173,5 @@ fn a_small_memory_changes_nothing_that_is_said() {
     let tight = memory.run(&run);
     assert!(tight.status.success(), "{}", String::from_utf8_lossy(&tight.stderr));
     assert_eq!(tight.stdout, free.stdout);
-    assert!(memory.was_short(), "the limit was met");
+    assert!(!memory.was_short(), "the limit was met");
 }

@@ -55,7 +55,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     experts.push(expert);
                 }
             }
-            let pinned = store.acquire(layer, &experts)?;
+            let mut pinned = store.acquire(layer, &experts)?;
+            while !pinned.arrivals().is_empty() {}
             if let Some(refused) = pinned.refused().first() {
                 return Err(format!("expert {}: {}", refused.expert, refused.why).into());
             }

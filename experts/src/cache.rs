@@ -173,10 +173,16 @@ impl Cache {
         layers.flat_map(|(i, layer)| layer.shrink().into_iter().map(move |e| (i, e))).collect()
     }
 
-    /// Counts the bytes of one expert of the layer as read.
-    pub fn count_read(&mut self, layer: usize) {
+    /// Counts the bytes of one expert of the layer as read, and returns them.
+    pub fn count_read(&mut self, layer: usize) -> u64 {
         let layer = &mut self.layers[layer];
         layer.stats.bytes_read += layer.expert_bytes;
+        layer.expert_bytes
+    }
+
+    /// How many experts of a layer can be in use at once without exceeding its share, and at least one token's.
+    pub fn at_once(&self, layer: usize) -> usize {
+        self.layers[layer].slots.max(self.n_used).max(1)
     }
 
     pub(crate) fn contains(&self, layer: usize, expert: u16) -> bool {

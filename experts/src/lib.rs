@@ -10,6 +10,7 @@ mod ffn;
 pub mod gguf;
 mod map;
 mod matmul;
+mod memory;
 mod model;
 pub mod ops;
 mod pool;
@@ -28,6 +29,7 @@ pub use ffn::{FfnScratch, Group, run_experts};
 pub use gguf::{Fingerprint, Gguf, Metadata};
 pub use map::Mapping;
 pub use matmul::{matmul, matmul_many};
+pub use memory::memory_limit;
 pub use model::{
     Arch, ExpertLayer, ExpertTensors, Gating, LayerTensors, Model, ModelSpec, QkNorm, RopeSpec,
     RopeStyle, SharedExpert, StandIn, pack_names,

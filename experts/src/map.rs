@@ -151,6 +151,27 @@ impl Mapping {
         }
     }
 
+    /// Reads a range into memory without what surrounds it, and locks it there for as long as the file is mapped, where
+    /// the system lets this process do that.
+    ///
+    /// # Errors
+    /// As [`Mapping::populate`].
+    ///
+    /// # Panics
+    /// If the range leaves the file as it was mapped.
+    pub fn keep(&self, range: Range<usize>) -> Result<()> {
+        self.advise_random(range.clone());
+        self.will_need(range.clone());
+        self.populate(range.clone())?;
+        // SAFETY: the range lies in the map, and locking changes neither bytes nor addresses.
+        let refused = unsafe { libc::mlock(self.map[range.start..].as_ptr().cast(), range.len()) };
+        if refused != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(path = %self.path.display(), %error, "cannot lock memory");
+        }
+        Ok(())
+    }
+
     /// Gives a range's memory back to the system: its pages, rounded inward, leave this process and, where no other
     /// process uses them, the page cache. The bytes stay readable and come from the disk again.
     ///

@@ -4,18 +4,23 @@
 //! first used, on purpose and all at once, and are given back when it is evicted. With a budget for
 //! all experts every one counts as [`Residency::Hot`] from the start: its first use reads it, and
 //! it stays.
+//!
+//! What a layer misses is asked of the disk all at once, and waited for expert by expert, so that the
+//! caller computes what is here while the rest comes.
 
 mod pages;
+mod pinned;
 mod rate;
 mod state;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Budget, Cache, Elsewhere, LayerStats};
 use crate::error::{Error, Result};
-use crate::model::{ExpertLayer, ExpertTensors, Model};
+use crate::model::{ExpertLayer, Model};
 use pages::LayerPages;
+pub use pinned::{Pinned, Refused};
 use state::{Presence, State};
 
 /// Where an expert is.
@@ -53,8 +58,6 @@ pub struct ExpertStore {
     elsewhere: Elsewhere,
     layers: Vec<LayerPages>,
     state: Mutex<State>,
-    /// Some experts are no longer being read.
-    read: Condvar,
 }
 
 impl ExpertStore {
@@ -87,7 +90,7 @@ impl ExpertStore {
                 .for_each(|e| state.never_had(layer, e as u16));
         }
         let state = Mutex::new(state);
-        let store = ExpertStore { model, elsewhere, layers, state, read: Condvar::new() };
+        let store = ExpertStore { model, elsewhere, layers, state };
         store.keep_experts_apart();
         Ok(store)
     }
@@ -110,8 +113,9 @@ impl ExpertStore {
         }));
     }
 
-    /// Brings `experts` into memory and pins them there until the answer is dropped. Reads of
-    /// several that are not in memory overlap.
+    /// Pins `experts` in memory until the answer is dropped, and starts to read all those that are not there:
+    /// [`Pinned::arrivals`] waits for them. No more than [`ExpertStore::at_once`] keep the memory within the
+    /// budget.
     ///
     /// Experts that cannot be had are named by [`Pinned::refused`], and the others are there all the
     /// same: those whose bytes the file no longer has, from then on [`Residency::Absent`]; and with
@@ -127,17 +131,9 @@ impl ExpertStore {
         let here = |e: &u16| !refused.iter().any(|refused| refused.expert == *e);
         let wanted: Vec<u16> = experts.iter().copied().filter(here).collect();
         let decision = state.cache.acquire(layer, &wanted);
-        self.give_back(&mut state, layer, &decision.evict);
-        let to_read = state.start_reading(layer, &wanted);
+        self.exchange(&mut state, layer, &decision.evict, &wanted);
         drop(state);
-        let mut pinned = Pinned { store: self, layer, experts: wanted, refused };
-
-        self.read_in(layer, &to_read);
-        let state = self.wait_while_read_by_others(layer, &pinned.experts);
-        let lost = self.refusals(&state, layer, &pinned.experts);
-        drop(state);
-        pinned.refused.extend(lost);
-        Ok(pinned)
+        Ok(Pinned::new(self, layer, wanted, refused))
     }
 
     /// Brings experts into memory because they were used elsewhere, in place of those that were
@@ -152,10 +148,12 @@ impl ExpertStore {
         let have = |&expert: &u16| state.presence[layer][expert as usize] != Presence::Lost;
         let wanted: Vec<u16> = experts.iter().copied().filter(have).collect();
         let decision = state.cache.admit(layer, &wanted);
-        self.give_back(&mut state, layer, &decision.evict);
-        let to_read = state.start_reading(layer, &decision.admit);
+        self.exchange(&mut state, layer, &decision.evict, &decision.admit);
         drop(state);
-        self.read_in(layer, &to_read);
+        for &expert in &decision.admit {
+            // A failure is noted already, and the others are still wanted.
+            let _ = self.wait_for(layer, expert);
+        }
         self.release(layer, &decision.admit);
         Ok(())
     }
@@ -179,12 +177,27 @@ impl ExpertStore {
         self.model.experts[layer].bytes_per_expert()
     }
 
+    /// How many experts of a layer can be in use at once without exceeding its share of the budget, and at least
+    /// those of one token.
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn at_once(&self, layer: usize) -> usize {
+        self.lock().cache.at_once(layer)
+    }
+
     /// The memory that the experts may use, in bytes; what is in use may exceed it for that time.
     pub fn budget_bytes(&self) -> u64 {
         self.lock().cache.budget()
     }
 
-    /// How long it takes to bring one expert of a layer into memory, by what recent reads took.
+    /// Whether the budget is enough for all experts.
+    pub fn holds_all(&self) -> bool {
+        let layer = |layer: &ExpertLayer| (layer.bytes_per_expert() * layer.n_experts()) as u64;
+        self.budget_bytes() >= self.model.experts.iter().map(layer).sum()
+    }
+
+    /// How long one expert of a layer is waited for that is not in memory, by recent waits.
     pub fn cold_load(&self, layer: usize) -> Duration {
         self.lock().rate.estimate(self.expert_bytes(layer))
     }
@@ -197,44 +210,6 @@ impl ExpertStore {
     /// What to tell the user if the budget is too small for one token's experts.
     pub fn cliff(&self) -> Option<String> {
         self.lock().cache.cliff()
-    }
-}
-
-/// Experts of one layer that are in memory and stay there until this is dropped.
-pub struct Pinned<'a> {
-    store: &'a ExpertStore,
-    layer: usize,
-    /// What was pinned, including what was lost meanwhile.
-    experts: Vec<u16>,
-    refused: Vec<Refused>,
-}
-
-/// An expert that was asked for and cannot run here.
-#[derive(Debug, Clone)]
-pub struct Refused {
-    /// The expert, in the layer that was asked for.
-    pub expert: u16,
-    /// Why.
-    pub why: Arc<Error>,
-}
-
-impl Pinned<'_> {
-    /// The weights of a pinned expert; `None` if it was refused or not asked for.
-    pub fn get(&self, expert: u16) -> Option<ExpertTensors> {
-        let refused = self.refused.iter().any(|refused| refused.expert == expert);
-        let pinned = self.experts.contains(&expert) && !refused;
-        pinned.then(|| self.store.model.experts[self.layer].expert(expert as usize))
-    }
-
-    /// The experts that were asked for and cannot run here.
-    pub fn refused(&self) -> &[Refused] {
-        &self.refused
-    }
-}
-
-impl Drop for Pinned<'_> {
-    fn drop(&mut self) {
-        self.store.release(self.layer, &self.experts);
     }
 }
 
@@ -253,15 +228,9 @@ impl ExpertStore {
         Err(Error::NoSuchExpert { layer, expert, layers, experts: n_experts })
     }
 
-    /// The bytes of all experts.
-    fn total_bytes(&self) -> u64 {
-        let layer = |layer: &ExpertLayer| (layer.bytes_per_expert() * layer.n_experts()) as u64;
-        self.model.experts.iter().map(layer).sum()
-    }
-
     /// Unless all experts fit, the kernel is to read an expert without its neighbours.
     fn keep_experts_apart(&self) {
-        if self.budget_bytes() < self.total_bytes() {
+        if !self.holds_all() {
             for tensor in self.model.experts.iter().flat_map(ExpertLayer::tensors) {
                 tensor.mapping().advise_random(tensor.range());
             }
@@ -293,36 +262,41 @@ impl ExpertStore {
         }
     }
 
-    /// Reads experts that [`State::start_reading`] named.
-    fn read_in(&self, layer: usize, experts: &[u16]) {
-        if experts.is_empty() {
-            return;
+    /// Gives evicted experts' memory back and starts to read those of `wanted` that are not in memory, by turns: the
+    /// disk is at work from the first on, and no memory is used before it is there.
+    fn exchange(&self, state: &mut State, layer: usize, evicted: &[u16], wanted: &[u16]) {
+        let mut leaving = evicted.iter();
+        for expert in state.start_reading(layer, wanted) {
+            self.give_back(state, layer, leaving.next().copied().as_slice());
+            self.layers[layer].will_need(expert);
+        }
+        self.give_back(state, layer, leaving.as_slice());
+    }
+
+    /// Waits until a pinned expert is in memory. Threads that want the same one wait side by side.
+    ///
+    /// # Errors
+    /// The file no longer has it.
+    fn wait_for(&self, layer: usize, expert: u16) -> std::result::Result<(), Arc<Error>> {
+        if self.is_in(layer, expert) {
+            return Ok(());
         }
         let pages = &self.layers[layer];
         let started = Instant::now();
-        experts.iter().for_each(|&expert| pages.will_need(expert));
-        let results: Vec<Result<()>> = experts.iter().map(|&e| pages.populate(e)).collect();
+        let read = pages.populate(expert);
         let took = started.elapsed();
 
         let mut state = self.lock();
-        let read = results.iter().filter(|result| result.is_ok()).count();
-        state.rate.record(read * self.expert_bytes(layer), took);
-        for (&expert, result) in experts.iter().zip(results) {
-            match result {
-                Ok(()) => state.is_in(layer, expert),
-                Err(why) => self.lose(&mut state, layer, expert, why),
-            }
-            pages.unmap_around(expert, state.out(layer));
+        match read {
+            Ok(()) => state.is_in(layer, expert, took),
+            Err(why) => self.lose(&mut state, layer, expert, why),
         }
-        drop(state);
-        self.read.notify_all();
+        pages.unmap_around(expert, state.out(layer));
+        state.lost.get(&(layer, expert)).map_or(Ok(()), |why| Err(why.clone()))
     }
 
-    fn wait_while_read_by_others(&self, layer: usize, experts: &[u16]) -> MutexGuard<'_, State> {
-        let reading = |state: &mut State| {
-            experts.iter().any(|&e| state.presence[layer][e as usize] == Presence::Reading)
-        };
-        self.read.wait_while(self.lock(), reading).expect("nothing panics under this lock")
+    fn is_in(&self, layer: usize, expert: u16) -> bool {
+        self.lock().presence[layer][expert as usize] == Presence::In
     }
 
     fn release(&self, layer: usize, experts: &[u16]) {
@@ -343,11 +317,12 @@ impl ExpertStore {
         self.layers[layer].give_back(expert, state.out(layer));
     }
 
-    /// Under the lock, so that nobody reads the same expert in at the same time.
+    /// Under the lock, so that nobody starts to read the same expert at the same time.
     fn give_back(&self, state: &mut State, layer: usize, evicted: &[u16]) {
         for &expert in evicted {
             let presence = &mut state.presence[layer][expert as usize];
-            if std::mem::replace(presence, Presence::Out) == Presence::In {
+            let before = std::mem::replace(presence, Presence::Out);
+            if matches!(before, Presence::In | Presence::Reading) {
                 self.layers[layer].give_back(expert, state.out(layer));
             }
         }

@@ -101,8 +101,8 @@ impl Fixture {
         );
     }
 
-    fn check_bytes(&self, pinned: &Pinned, expert: u16) {
-        let ExpertTensors { gate_proj, up_proj, down_proj } = pinned.get(expert).unwrap();
+    fn check_bytes(&self, expert: u16, tensors: &ExpertTensors) {
+        let ExpertTensors { gate_proj, up_proj, down_proj } = tensors;
         for tensor in [gate_proj, up_proj, down_proj] {
             assert!(tensor.bytes() == &self.file[tensor.range()], "{} of {expert}", tensor.name());
         }
@@ -111,6 +111,24 @@ impl Fixture {
     fn cut_off(&self, bytes: usize) {
         OpenOptions::new().write(true).open(self.path()).unwrap().set_len(bytes as u64).unwrap();
     }
+}
+
+/// Waits for all that arrives.
+fn all<'a>(pinned: &mut Pinned<'a>) -> Vec<(u16, ExpertTensors)> {
+    let mut all = Vec::new();
+    loop {
+        let arrived = pinned.arrivals();
+        if arrived.is_empty() {
+            return all;
+        }
+        all.extend(arrived);
+    }
+}
+
+/// Uses experts once, and says which arrived.
+fn touch(store: &ExpertStore, layer: usize, experts: &[u16]) -> Vec<u16> {
+    let mut pinned = store.acquire(layer, experts).unwrap();
+    all(&mut pinned).into_iter().map(|(expert, _)| expert).collect()
 }
 
 fn residency(store: &ExpertStore, layer: usize) -> Vec<Residency> {
@@ -151,8 +169,10 @@ fn rss_stays_within_the_budget(fixture: &Fixture) {
     for token in 0..400 {
         for layer in 0..fixture.layers() {
             let experts = random.experts(fixture.n_experts());
-            let pinned = store.acquire(layer, &experts).unwrap();
-            experts.iter().for_each(|&expert| fixture.check_bytes(&pinned, expert));
+            let mut pinned = store.acquire(layer, &experts).unwrap();
+            let arrived = all(&mut pinned);
+            assert_eq!(arrived.iter().map(|(e, _)| *e).collect::<Vec<_>>(), experts);
+            arrived.iter().for_each(|(expert, tensors)| fixture.check_bytes(*expert, tensors));
             if token % 20 == 0 {
                 fixture.check_memory(&store, N_USED * store.expert_bytes(layer));
             }
@@ -190,8 +210,8 @@ fn evicted_experts_turn_cold_and_used_ones_hot() {
     let four = Budget::Bytes(4 * fixture.all_experts_bytes() / fixture.n_experts() as u64);
     let store = fixture.store(four, Elsewhere::Cold);
     assert_eq!(residency(&store, 0), [Residency::Cold; 32]);
-    drop(store.acquire(0, &[1, 2, 3, 4]).unwrap());
-    drop(store.acquire(0, &[1, 9]).unwrap());
+    touch(&store, 0, &[1, 2, 3, 4]);
+    touch(&store, 0, &[1, 9]);
     let now = residency(&store, 0);
     for expert in 0..32 {
         let expected =
@@ -207,14 +227,14 @@ fn shrinking_gives_memory_back_at_once_and_what_is_in_use_later() {
     let fixture = Fixture::new();
     let store = fixture.store(Budget::Fraction(0.5), Elsewhere::Cold);
     for layer in 0..fixture.layers() {
-        drop(store.acquire(layer, &(0..16).collect::<Vec<u16>>()).unwrap());
+        touch(&store, layer, &(0..16).collect::<Vec<u16>>());
     }
-    let pinned = store.acquire(2, &[3, 30]).unwrap();
+    let mut pinned = store.acquire(2, &[3, 30]).unwrap();
+    let arrived = all(&mut pinned);
     fixture.check_memory(&store, 2 * store.expert_bytes(2));
     store.resize(0);
     fixture.check_memory(&store, 2 * store.expert_bytes(2));
-    fixture.check_bytes(&pinned, 3);
-    fixture.check_bytes(&pinned, 30);
+    arrived.iter().for_each(|(expert, tensors)| fixture.check_bytes(*expert, tensors));
     drop(pinned);
     fixture.check_memory(&store, 0);
     assert!(store.cliff().unwrap().contains("a token uses 4"));
@@ -226,12 +246,11 @@ fn a_budget_for_all_is_hot_from_the_start_and_reads_at_first_use() {
     let store = fixture.store(Budget::Fraction(1.0), Elsewhere::Cold);
     assert_eq!(residency(&store, 5), [Residency::Hot; 32]);
     assert!(fixture.rss() < fixture.all_experts_bytes() as usize / 10, "nothing is read at open");
-    let pinned = store.acquire(5, &[7, 8]).unwrap();
+    assert_eq!(touch(&store, 5, &[7, 8]), [7, 8]);
     assert!(fixture.rss() >= 2 * store.expert_bytes(5));
-    fixture.check_bytes(&pinned, 7);
     let expected = 2 * store.expert_bytes(5) as u64;
     assert_eq!(store.stats().layers[5].bytes_read, expected);
-    drop(store.acquire(5, &[7, 8]).unwrap());
+    touch(&store, 5, &[7, 8]);
     assert_eq!(store.stats().layers[5].bytes_read, expected, "read once");
     assert_eq!(store.cliff(), None);
 }
@@ -247,34 +266,34 @@ fn absent_experts_are_refused_until_they_are_admitted() {
             (&[Residency::Hot; 8][..], &[Residency::Absent; 24][..])
         );
     }
-    let pinned = store.acquire(1, &[20, 0, 1, 2, 3, 4, 5, 6]).unwrap();
+    let mut pinned = store.acquire(1, &[20, 0, 1, 2, 3, 4, 5, 6]).unwrap();
     assert!(matches!(*pinned.refused()[0].why, Error::Absent { layer: 1, expert: 20 }));
     assert_eq!(pinned.refused().len(), 1);
-    assert!(pinned.get(20).is_none() && pinned.get(7).is_none());
-    fixture.check_bytes(&pinned, 0);
+    let arrived = all(&mut pinned);
+    assert_eq!(arrived.iter().map(|(e, _)| *e).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5, 6]);
 
     // Only expert 7 is not in use: one of the two can take its place.
     store.admit(1, &[20, 21]).unwrap();
     drop(pinned);
     let now = residency(&store, 1);
     assert_eq!((now[20], now[21], now[7]), (Residency::Hot, Residency::Absent, Residency::Absent));
-    fixture.check_bytes(&store.acquire(1, &[20]).unwrap(), 20);
+    assert_eq!(touch(&store, 1, &[20]), [20]);
 }
 
 #[test]
 fn a_file_that_is_cut_off_costs_experts_and_not_the_process() {
     let fixture = Fixture::new();
     let store = fixture.store(Budget::Fraction(0.5), Elsewhere::Cold);
-    drop(store.acquire(4, &[6, 7]).unwrap());
+    touch(&store, 4, &[6, 7]);
     // In the middle of an expert: its first pages are there still.
     let up = fixture.model.experts[4].expert(5).up_proj.range();
     fixture.cut_off((up.start + up.end) / 2);
 
-    let pinned = store.acquire(4, &[5, 6, 30]).unwrap();
+    let mut pinned = store.acquire(4, &[5, 6, 30]).unwrap();
+    assert!(pinned.arrivals().is_empty());
     for expert in [5, 6, 30] {
         let refused = pinned.refused().iter().find(|r| r.expert == expert).unwrap();
         assert!(matches!(*refused.why, Error::Truncated { .. }), "{expert}: {}", refused.why);
-        assert!(pinned.get(expert).is_none());
     }
     let now = residency(&store, 4);
     assert_eq!((now[5], now[6], now[30]), ([Residency::Absent; 3]).into());
@@ -285,7 +304,35 @@ fn a_file_that_is_cut_off_costs_experts_and_not_the_process() {
     assert_eq!(store.acquire(4, &[5]).unwrap().refused().len(), 1);
     store.admit(4, &[5, 30]).unwrap();
     assert_eq!(residency(&store, 4)[5], Residency::Absent);
-    fixture.check_bytes(&store.acquire(0, &[5]).unwrap(), 5);
+    assert_eq!(touch(&store, 0, &[5]), [5]);
+}
+
+#[test]
+fn what_is_here_comes_first_and_what_is_read_later_in_order() {
+    let fixture = Fixture::new();
+    let store = fixture.store(Budget::Fraction(0.5), Elsewhere::Cold);
+    touch(&store, 3, &[1, 2, 8]);
+    let before = store.stats().layers[3].bytes_read;
+    let mut pinned = store.acquire(3, &[1, 2, 5, 8, 9]).unwrap();
+    assert_eq!(store.stats().layers[3].bytes_read, before, "nothing was waited for");
+    let wave = |pinned: &mut Pinned| {
+        pinned.arrivals().into_iter().map(|(expert, _)| expert).collect::<Vec<_>>()
+    };
+    assert_eq!(wave(&mut pinned), [1, 2]);
+    assert_eq!(wave(&mut pinned), [5, 8]);
+    assert_eq!(wave(&mut pinned), [9]);
+    assert!(wave(&mut pinned).is_empty());
+    assert_eq!(store.stats().layers[3].bytes_read, before + 2 * store.expert_bytes(3) as u64);
+}
+
+#[test]
+fn what_nobody_waited_for_gives_its_memory_back_too() {
+    let fixture = Fixture::new();
+    let store = fixture.store(Budget::Bytes(0), Elsewhere::Cold);
+    drop(store.acquire(1, &[1, 2, 3]).unwrap());
+    fixture.check_memory(&store, 0);
+    assert_eq!(residency(&store, 1), [Residency::Cold; 32]);
+    assert_eq!(touch(&store, 1, &[2]), [2]);
 }
 
 #[test]
@@ -312,9 +359,10 @@ fn threads_share_a_store() {
                 for _ in 0..1500 {
                     // Few layers and experts, so that the threads meet.
                     let (layer, experts) = (random.below(2), random.experts(12));
-                    let pinned = store.acquire(layer, &experts).unwrap();
-                    assert!(pinned.refused().is_empty());
-                    experts.iter().for_each(|&expert| fixture.check_bytes(&pinned, expert));
+                    let mut pinned = store.acquire(layer, &experts).unwrap();
+                    let arrived = all(&mut pinned);
+                    assert_eq!(arrived.len(), experts.len());
+                    arrived.iter().for_each(|(e, tensors)| fixture.check_bytes(*e, tensors));
                 }
             });
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_experts::{
-    Activations, Elsewhere, ExpertStore, ExpertTensors, FfnScratch, Group, Pool, run_experts,
+    Activations, Elsewhere, ExpertStore, FfnScratch, Group, Pool, run_experts,
 };
 use outrigger_proto::encoding::{Decoded, encode_f16, encode_f32, encode_f48};
 use outrigger_proto::v1::Encoding;
@@ -105,26 +105,33 @@ impl Engine {
     /// Adds every expert's weighted outputs to `sums`; returns those that cannot be read.
     fn add_experts(&mut self, layer: usize, merged: &Merged) -> Result<Vec<u16>, Status> {
         let experts: Vec<u16> = merged.keys().copied().collect();
-        let pinned = self.store.acquire(layer, &experts).map_err(|error| {
-            tracing::error!(layer, error = &error as &dyn std::error::Error, "cannot have experts");
-            Status::internal("cannot have the experts of this layer")
-        })?;
-        let runnable: Vec<(ExpertTensors, &[(u32, f32)])> = merged
-            .iter()
-            .filter_map(|(&expert, rows)| Some((pinned.get(expert)?, rows.as_slice())))
-            .collect();
-        let groups: Vec<Group<'_>> = runnable
-            .iter()
-            .map(|(expert, rows)| Group {
-                gate_proj: expert.gate_proj.mat(),
-                up_proj: expert.up_proj.mat(),
-                down_proj: expert.down_proj.mat(),
-                rows,
-            })
-            .collect();
-        let (x, scratch) = (&mut self.activations, &mut self.scratch);
-        run_experts(&self.pool, x, &groups, scratch, &mut self.sums);
-        Ok(pinned.refused().iter().map(|refused| refused.expert).collect())
+        let mut unreadable = Vec::new();
+        for experts in experts.chunks(self.store.at_once(layer)) {
+            let mut pinned = self.store.acquire(layer, experts).map_err(|error| {
+                let why = &error as &dyn std::error::Error;
+                tracing::error!(layer, error = why, "cannot have experts");
+                Status::internal("cannot have the experts of this layer")
+            })?;
+            loop {
+                let arrived = pinned.arrivals();
+                if arrived.is_empty() {
+                    break;
+                }
+                let groups: Vec<Group<'_>> = arrived
+                    .iter()
+                    .map(|(id, expert)| Group {
+                        gate_proj: expert.gate_proj.mat(),
+                        up_proj: expert.up_proj.mat(),
+                        down_proj: expert.down_proj.mat(),
+                        rows: &merged[id],
+                    })
+                    .collect();
+                let (x, scratch) = (&mut self.activations, &mut self.scratch);
+                run_experts(&self.pool, x, &groups, scratch, &mut self.sums);
+            }
+            unreadable.extend(pinned.refused().iter().map(|refused| refused.expert));
+        }
+        Ok(unreadable)
     }
 }
 

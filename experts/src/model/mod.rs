@@ -6,6 +6,7 @@ mod layers;
 pub mod pack_names;
 mod spec;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use arch::{Arch, QkNorm, RopeStyle};
@@ -14,7 +15,7 @@ pub use layers::{LayerTensors, SharedExpert};
 pub use spec::{Gating, ModelSpec, RopeSpec};
 
 use crate::error::Result;
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::tensor::Tensor;
 use layers::Loader;
 
@@ -110,6 +111,30 @@ impl Model {
         let bytes =
             held * exact.bytes_per_expert() + standins.map(StandIn::byte_len).sum::<usize>();
         bytes as u64
+    }
+
+    /// What every token reads: all but the routed experts, and but the token embeddings unless they are the output head
+    /// too.
+    pub fn trunk(&self) -> impl Iterator<Item = Tensor> + '_ {
+        let experts = self.experts.iter().flat_map(ExpertLayer::tensors);
+        let mut others: BTreeSet<&str> = experts.map(Tensor::name).collect();
+        if self.token_embd.name() != self.output.name() {
+            others.insert(self.token_embd.name());
+        }
+        let names = self.gguf.tensors().map(TensorInfo::name);
+        names
+            .filter(move |name| !others.contains(name))
+            .filter_map(|name| self.gguf.tensor(name).ok())
+    }
+
+    /// Reads the trunk into memory and keeps it there, for devices that cannot hold all experts.
+    ///
+    /// # Errors
+    /// As [`Mapping::keep`](crate::Mapping::keep).
+    pub fn keep_trunk(&self) -> Result<()> {
+        // A token reads one row of it.
+        self.token_embd.mapping().advise_random(self.token_embd.range());
+        self.trunk().try_for_each(|tensor| tensor.mapping().keep(tensor.range()))
     }
 
     /// Whether the file is a pack: what a device installs, made from a full file.

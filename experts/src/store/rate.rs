@@ -1,4 +1,4 @@
-//! How fast experts come into memory.
+//! How long experts are waited for.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ const GUESS: f64 = 1e-9;
 /// The weight of the newest read.
 const NEWEST: f64 = 0.2;
 
-/// A moving average of what reading a byte takes. Time is averaged, not speed, so that a few reads
+/// A moving average of how long a byte is waited for. Time is averaged, not speed, so that a few reads
 /// served by the page cache do not hide how slow the others were.
 #[derive(Debug, Default)]
 pub(super) struct ReadRate {
@@ -16,7 +16,7 @@ pub(super) struct ReadRate {
 }
 
 impl ReadRate {
-    pub(super) fn record(&mut self, bytes: usize, took: Duration) {
+    pub(super) fn record(&mut self, bytes: u64, took: Duration) {
         if bytes == 0 {
             return;
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rate::ReadRate;
 use crate::cache::Cache;
@@ -24,7 +25,7 @@ pub(super) enum Presence {
     Out,
     /// Counted as in memory since the start, and read when it is first used.
     Promised,
-    /// A thread reads it now; it is pinned as long.
+    /// On its way from the disk, or there already but nobody waited for it.
     Reading,
     In,
     /// The file no longer has it.
@@ -50,7 +51,7 @@ impl State {
         self.cache.forget(layer, expert);
     }
 
-    /// Which of these experts, all in the cache, the caller has to read.
+    /// Which of these experts, all in the cache, the caller has to start reading.
     pub(super) fn start_reading(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
         let mut to_read = Vec::new();
         for &expert in experts {
@@ -68,12 +69,13 @@ impl State {
         move |expert| matches!(self.presence[layer][expert], Presence::Out | Presence::Lost)
     }
 
-    /// An expert was read. Another thread may have found meanwhile that the file was cut off.
-    pub(super) fn is_in(&mut self, layer: usize, expert: u16) {
-        self.cache.count_read(layer);
+    /// An expert was read and `took` so long to wait for. Another thread may have waited for it too, or have found
+    /// meanwhile that the file was cut off.
+    pub(super) fn is_in(&mut self, layer: usize, expert: u16, took: Duration) {
         let presence = &mut self.presence[layer][expert as usize];
         if *presence == Presence::Reading {
             *presence = Presence::In;
+            self.rate.record(self.cache.count_read(layer), took);
         }
     }
 }

@@ -152,7 +152,8 @@ impl Shape {
     }
 
     /// The tensors in the order of the file. A matrix of n inputs has a spread of 1 / sqrt(n), so that inputs of mean
-    /// square 1, as the norms make them, give outputs of mean square 1: gate logits too.
+    /// square 1, as the norms make them, give outputs of mean square 1: gate logits too. Embeddings are as large as all
+    /// that the layers add to them: attention mixes tokens, and would leave the deeper gates but one choice for all.
     pub(super) fn tensors(self, ty: GgmlType) -> Vec<Planned> {
         let d = self.dims();
         let mut tensors = Vec::new();
@@ -165,7 +166,8 @@ impl Shape {
             GgmlType::Q4_K | GgmlType::Q5_K => GgmlType::Q6_K,
             _ => ty,
         };
-        add("token_embd.weight".into(), ty, &[d.n_embd, d.n_vocab], Fill::Spread(1.0));
+        let embedding = Fill::Spread((2.0 * d.n_layers as f32).sqrt());
+        add("token_embd.weight".into(), ty, &[d.n_embd, d.n_vocab], embedding);
         for layer in 0..d.n_layers {
             let mut matrix = |part: &str, ty: GgmlType, dims: &[usize]| {
                 add(format!("blk.{layer}.{part}.weight"), ty, dims, spread(dims[0]));

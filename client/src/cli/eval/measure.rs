@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use indicatif::ProgressBar;
 use outrigger::{Distance, Engine, Pass, Prediction, SamplerConfig, Session, Tally};
+use outrigger_experts::LayerStats;
 
 use super::logits_file::LogitsFile;
 use super::reference::{FullWindow, Reference};
@@ -58,6 +59,8 @@ pub(super) struct Measured {
     pub(super) rows: Vec<Row>,
     /// Of the passes whose rows were scored.
     pub(super) tally: Tally,
+    /// What the expert cache did in all passes.
+    pub(super) cache: LayerStats,
     /// That the device computed.
     pub(super) elapsed: Duration,
     /// How far the logits after the last token are from the full model's after the servers came back.
@@ -92,6 +95,7 @@ impl Meter<'_> {
             self.read(&mut window, &mut measured).await?;
             last = Some(window);
         }
+        measured.cache = self.engine.cache_stats().total();
         if let Some(window) = last {
             measured.healed_divergence = window.heal(self.engine).await?;
         }

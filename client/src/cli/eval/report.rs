@@ -1,6 +1,7 @@
 //! The figures of one text, or of all texts together, for machines and for people.
 
 use outrigger::Tally;
+use outrigger_experts::LayerStats;
 use serde_json::{Value, json};
 
 use super::measure::{Measured, Row, RowAgainstFull};
@@ -14,6 +15,7 @@ pub(super) struct Figures {
     coverage: f64,
     standin: f64,
     tally: Tally,
+    cache: LayerStats,
     seconds: f64,
     against_full: Option<AgainstFull>,
 }
@@ -36,13 +38,18 @@ impl Figures {
             .map(|text| mean(text.rows.iter().map(|row| [row.nll, row.coverage, row.standin])));
         let [nll, coverage, standin] = mean(means);
         let mut tally = Tally::default();
-        texts.iter().for_each(|text| tally += text.tally);
+        let mut cache = LayerStats::default();
+        for text in &texts {
+            tally += text.tally;
+            cache += text.cache;
+        }
         Figures {
             tokens: texts.iter().map(|text| text.rows.len()).sum(),
             nll,
             coverage,
             standin,
             tally,
+            cache,
             seconds: texts.iter().map(|text| text.elapsed.as_secs_f64()).sum(),
             against_full: AgainstFull::of(&texts),
         }
@@ -62,6 +69,9 @@ impl Figures {
             "substituted": self.tally.substituted,
             "bytes_up": self.tally.bytes_up,
             "bytes_down": self.tally.bytes_down,
+            "cache_hits": self.cache.hits,
+            "cache_misses": self.cache.misses,
+            "bytes_read": self.cache.bytes_read,
             "seconds": self.seconds,
         });
         if let Some(against) = &self.against_full {
@@ -97,9 +107,10 @@ impl Figures {
     fn notes(&self) -> String {
         let Tally { local, remote, missing, .. } = self.tally;
         let mut notes = format!(
-            "expert calls: {local} local, {remote} remote, {missing} missing; {} up, {} down; {:.1} s\n",
+            "expert calls: {local} local, {remote} remote, {missing} missing; {} up, {} down, {} read; {:.1} s\n",
             size(self.tally.bytes_up),
             size(self.tally.bytes_down),
+            size(self.cache.bytes_read),
             self.seconds,
         );
         if let Some(against) = &self.against_full {

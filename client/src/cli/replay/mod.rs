@@ -93,13 +93,14 @@ fn replay(trace: &Trace, budget: Budget, policy: Policy) -> Result<CacheStats> {
         layers * n_experts <= usize::from(u16::MAX),
         "{layers} layers of {n_experts} experts: expected at most 65535 in all"
     );
-    let lanes = lanes(trace, policy.is_shared());
     let (sizes, n_experts, k) = match policy.is_shared() {
         true => (vec![total / (layers * n_experts) as u64], layers * n_experts, layers * k),
         false => (expert_bytes.clone(), n_experts, k),
     };
-    let eviction = |lane: usize| policy.eviction(&lanes[lane], n_experts, layers);
     let budget = budget.bytes(total)?;
+    let at_once = Cache::new(budget, &sizes, n_experts, k);
+    let lanes = lanes(trace, policy.is_shared(), |lane| at_once.at_once(lane));
+    let eviction = |lane: usize| policy.eviction(&lanes[lane], n_experts, layers);
     let mut cache = Cache::with_eviction(budget, &sizes, n_experts, k, eviction);
     if budget >= total {
         cache.fill();
@@ -107,36 +108,41 @@ fn replay(trace: &Trace, budget: Budget, policy: Policy) -> Result<CacheStats> {
     for (lane, uses) in lanes.iter().enumerate() {
         for Use { experts, .. } in uses {
             let decision = cache.acquire(lane, experts);
-            decision.admit.iter().for_each(|_| cache.count_read(lane));
+            for _ in &decision.admit {
+                cache.count_read(lane);
+            }
             cache.release(lane, experts);
         }
     }
     Ok(CacheStats { layers: cache.stats().collect() })
 }
 
-/// What each layer, or all of them as one, is asked for, in order.
-fn lanes(trace: &Trace, shared: bool) -> Vec<Vec<Use>> {
+/// What each layer, or all of them as one, is asked for, in order: no more than `at_once` of a lane at a time.
+fn lanes(trace: &Trace, shared: bool, at_once: impl Fn(usize) -> usize) -> Vec<Vec<Use>> {
     let layers = trace.shape.expert_bytes.len();
     let mut lanes: Vec<Vec<Use>> = Vec::new();
     lanes.resize_with(if shared { 1 } else { layers }, Vec::new);
     for batch in &trace.batches {
         let (lane, first) =
             if shared { (0, batch.layer * trace.shape.n_experts) } else { (batch.layer, 0) };
-        lanes[lane].push(uses(batch, &trace.shape, first as u16));
+        lanes[lane].extend(uses(batch, &trace.shape, first as u16, at_once(lane)));
     }
     lanes
 }
 
-/// A batch's experts as the engine asks the cache for them: all at once, ids ascending, `first` added to each.
-fn uses(batch: &Batch, shape: &Shape, first: u16) -> Use {
+/// A batch's experts as the engine asks the cache for them: ids ascending, `at_once` at a time, `first` added to each.
+fn uses(batch: &Batch, shape: &Shape, first: u16, at_once: usize) -> Vec<Use> {
     let mut sums = vec![None; shape.n_experts];
     for (&expert, &weight) in batch.experts.iter().zip(&batch.weights) {
         *sums[usize::from(expert)].get_or_insert(0.0) += f64::from(weight);
     }
     let rows = (batch.experts.len() / shape.k) as f64;
     let used = (first..).zip(sums).filter_map(|(expert, sum)| Some((expert, sum? / rows)));
-    let (experts, weights) = used.unzip();
-    Use { experts, weights }
+    let (experts, weights): (Vec<_>, Vec<_>) = used.unzip();
+    let parts = experts.chunks(at_once).zip(weights.chunks(at_once));
+    parts
+        .map(|(experts, weights)| Use { experts: experts.into(), weights: weights.into() })
+        .collect()
 }
 
 fn add(total: &mut CacheStats, trace: CacheStats) {

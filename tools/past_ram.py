@@ -1,0 +1,184 @@
+"""Measures a model that does not fit in memory: ours and llama.cpp's speed inside a control group's memory limit.
+
+    python tools/past_ram.py --model M.gguf --llama-bench PATH --csv past-ram.csv
+
+For each share the group may use that share of the file plus 400 MB, and our expert cache is asked for the same share of
+the experts. The page cache is dropped before each run, and what a program reads is what the kernel counts for it. We
+run twice, and what the shorter run took is taken off the longer one: the cache fills while the first tokens are read. The
+limit on speed is the disk's: expert-sized pieces at random places, as many in flight as a layer has, read past the page
+cache just before and just after. Needs root, for the group, and a machine that holds the model, for the resident run
+that the output must equal. Control groups of version 1 and 2 both do.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import mmap
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HEADROOM = 400_000_000
+IN_FLIGHT = 8
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="GGUF file, on the disk to be measured")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's, to compare with")
+    parser.add_argument("--outrigger", type=Path, default=Path("target/release/outrigger"), help="our binary")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shares", default="50,25", help="percent of file and experts, with commas")
+    parser.add_argument("--warm", type=int, default=40, help="tokens that we decode first and do not count")
+    parser.add_argument("--tokens", type=int, default=40, help="tokens that we decode and count")
+    parser.add_argument("--llama-tokens", type=int, default=8, help="tokens that llama.cpp decodes")
+    parser.add_argument("--csv", type=Path, help="write the figures here")
+    return parser.parse_args()
+
+
+class Group:
+    """A control group with a memory limit, for one program after another."""
+
+    def __init__(self, limit):
+        root = Path("/sys/fs/cgroup")
+        first = (root / "memory").is_dir()
+        self.path = (root / "memory" if first else root) / "past-ram"
+        self.path.mkdir(exist_ok=True)
+        names = ("limit_in_bytes", "max_usage_in_bytes") if first else ("max", "peak")
+        self.limit, self.peak = (self.path / f"memory.{name}" for name in names)
+        self.first = first
+        self.limit.write_text(str(limit))
+
+    def failures(self):
+        """How often the limit was hit."""
+        if self.first:
+            return int((self.path / "memory.failcnt").read_text())
+        events = dict(line.split() for line in (self.path / "memory.events").read_text().splitlines())
+        return int(events["max"])
+
+    def run(self, command):
+        """Standard output, bytes read from disk, peak memory and how often the limit was hit."""
+        drop_page_cache()
+        failures = self.failures()
+        procs = self.path / "cgroup.procs"
+        child = subprocess.Popen(
+            list(map(str, command)),
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: procs.write_text(str(os.getpid())),
+        )
+        out = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        if status != 0:
+            raise RuntimeError(f"{command[0]} ended with status {status}")
+        return out, usage.ru_inblock * 512, int(self.peak.read_text()), self.failures() - failures
+
+    def remove(self):
+        self.path.rmdir()
+
+
+def drop_page_cache():
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def read_bandwidth(path, piece, seconds=3.0):
+    """Bytes a second, reading pieces at random places past the page cache, IN_FLIGHT at a time."""
+    piece = -(-piece // 4096) * 4096
+    file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    places = os.fstat(file).st_size // piece
+    done = [0] * IN_FLIGHT
+    start = time.monotonic()
+
+    def reader(number):
+        choose, buffer = random.Random(number + start), mmap.mmap(-1, piece)
+        while time.monotonic() < start + seconds:
+            done[number] += os.preadv(file, [buffer], choose.randrange(places) * piece)
+
+    threads = [threading.Thread(target=reader, args=(number,)) for number in range(IN_FLIGHT)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.close(file)
+    return sum(done) / (time.monotonic() - start)
+
+
+def evaluate(args, share, ids, logits):
+    return [
+        *(args.outrigger, "eval", "-m", args.model, "-t", args.threads, "-c", len(ids) + 1, "--batch", 1),
+        *("--expert-cache", f"{share}%", "--token-ids", ",".join(map(str, ids)), "--save-logits", logits, "--json"),
+    ]
+
+
+def digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def measure(args, share, ids, expected, sizes, logits):
+    limit = sizes["file_bytes"] * share // 100 + HEADROOM
+    group = Group(limit)
+    before = read_bandwidth(args.model, sizes["expert_bytes"] // 3)
+    warm, warm_disk, _, _ = group.run(evaluate(args, share, ids[: args.warm], logits))
+    out, disk, peak, failures = group.run(evaluate(args, share, ids, logits))
+    bandwidth = (before + read_bandwidth(args.model, sizes["expert_bytes"] // 3)) / 2
+    warm, found = (json.loads(out.splitlines()[-1]) for out in (warm, out))
+    speed = args.tokens / (found["seconds"] - warm["seconds"])
+    misses = (found["cache_misses"] - warm["cache_misses"]) / args.tokens
+    missed = misses * sizes["expert_bytes"]
+    row = {
+        "share": share,
+        "limit": limit,
+        "peak": peak,
+        "limit_hits": failures,
+        "same_output": digest(logits) == expected,
+        "tok_s": speed,
+        "misses_per_token": misses,
+        "missed_bytes_per_token": missed,
+        "disk_bytes_per_token": (disk - warm_disk) / args.tokens,
+        "disk_gb_s": bandwidth / 1e9,
+        "of_disk_limit": speed / (bandwidth / missed),
+    }
+    if args.llama_bench:
+        sizes = ["-p", 0, "-n", args.llama_tokens, "-r", 1, "-t", args.threads]
+        out, disk, _, _ = group.run([args.llama_bench, "-m", args.model, *sizes, "-lm", "mmap", "--repack", 0, "-o", "json"])
+        row["llama_tok_s"] = json.loads(out)[0]["avg_ts"]
+        row["llama_disk_bytes"] = disk
+        row["times_llama"] = row["tok_s"] / row["llama_tok_s"]
+    group.remove()
+    return row
+
+
+def main():
+    args = parse_args()
+    inspected = subprocess.run([args.outrigger, "inspect", args.model, "--json"], capture_output=True, check=True)
+    sizes = json.loads(inspected.stdout)
+    choose = random.Random(1)
+    ids = [choose.randrange(sizes["vocabulary"]) for _ in range(args.warm + args.tokens)]
+    rows = []
+    with tempfile.TemporaryDirectory() as directory:
+        logits = Path(directory) / "logits"
+        subprocess.run(list(map(str, evaluate(args, 100, ids, logits))), stdout=subprocess.DEVNULL, check=True)
+        expected = digest(logits)
+        for share in map(int, args.shares.split(",")):
+            rows.append(measure(args, share, ids, expected, sizes, logits))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    for name in rows[0]:
+        cells = [f"{row[name]:.3f}" if isinstance(row[name], float) else str(row[name]) for row in rows]
+        print(f"| {name} | {' | '.join(cells)} |")
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
