@@ -114,7 +114,7 @@ fn a_server_may_be_stopped_or_die_and_be_started_again() {
     let run = happen("server-redeploy");
     all_settled(&run, 0.0, 9.5);
     all_alone(&run, 10.5, 13.0);
-    all_settled(&run, 23.0, 26.0);
+    all_settled(&run, 23.0, 25.5);
     all_alone(&run, 26.5, 30.0);
     all_settled(&run, 42.0, 45.0);
 }
