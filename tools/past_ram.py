@@ -3,8 +3,8 @@
     python tools/past_ram.py --model M.gguf --llama-bench PATH --csv past-ram.csv
 
 For each share the group may use that share of the file plus 400 MB, and our expert cache is asked for the same share of
-the experts. The page cache is dropped before each run, and what a program reads is what the kernel counts for it. We
-run twice, and what the shorter run took is taken off the longer one: the cache fills while the first tokens are read. The
+the experts. The page cache is dropped before each run, and what a program reads is what the kernel counts for it. All
+tokens count, those too that find the expert cache empty: take enough of them. The
 limit on speed is the disk's: expert-sized pieces at random places, as many in flight as a layer has, read past the page
 cache just before and just after. Needs root, for the group, and a machine that holds the model, for the resident run
 that the output must equal. Control groups of version 1 and 2 both do.
@@ -35,8 +35,7 @@ def parse_args():
     parser.add_argument("--outrigger", type=Path, default=Path("target/release/outrigger"), help="our binary")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shares", default="50,25", help="percent of file and experts, with commas")
-    parser.add_argument("--warm", type=int, default=40, help="tokens that we decode first and do not count")
-    parser.add_argument("--tokens", type=int, default=40, help="tokens that we decode and count")
+    parser.add_argument("--tokens", type=int, default=120, help="tokens that we decode")
     parser.add_argument("--llama-tokens", type=int, default=8, help="tokens that llama.cpp decodes")
     parser.add_argument("--csv", type=Path, help="write the figures here")
     return parser.parse_args()
@@ -117,32 +116,45 @@ def evaluate(args, share, ids, logits):
     ]
 
 
-def digest(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Digest(threading.Thread):
+    """Of what is written to a pipe: the pages of a file would count as the group's memory."""
+
+    def __init__(self, pipe):
+        super().__init__(daemon=True)
+        self.pipe = pipe
+        self.start()
+
+    def run(self):
+        with self.pipe.open("rb") as file:
+            self.hex = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def wait(self):
+        self.join()
+        return self.hex
 
 
 def measure(args, share, ids, expected, sizes, logits):
     limit = sizes["file_bytes"] * share // 100 + HEADROOM
     group = Group(limit)
     before = read_bandwidth(args.model, sizes["expert_bytes"] // 3)
-    warm, warm_disk, _, _ = group.run(evaluate(args, share, ids[: args.warm], logits))
+    output = Digest(logits)
     out, disk, peak, failures = group.run(evaluate(args, share, ids, logits))
     bandwidth = (before + read_bandwidth(args.model, sizes["expert_bytes"] // 3)) / 2
-    warm, found = (json.loads(out.splitlines()[-1]) for out in (warm, out))
-    speed = args.tokens / (found["seconds"] - warm["seconds"])
-    misses = (found["cache_misses"] - warm["cache_misses"]) / args.tokens
+    found = json.loads(out.splitlines()[-1])
+    speed = len(ids) / found["seconds"]
+    misses = found["cache_misses"] / len(ids)
     missed = misses * sizes["expert_bytes"]
     row = {
         "share": share,
         "limit": limit,
         "peak": peak,
         "limit_hits": failures,
-        "same_output": digest(logits) == expected,
+        "same_output": output.wait() == expected,
         "tok_s": speed,
         "misses_per_token": misses,
         "missed_bytes_per_token": missed,
-        "disk_bytes_per_token": (disk - warm_disk) / args.tokens,
+        # The trunk is read once.
+        "disk_bytes_per_token": (disk - sizes["trunk_bytes"]) / len(ids),
         "disk_gb_s": bandwidth / 1e9,
         "of_disk_limit": speed / (bandwidth / missed),
     }
@@ -161,12 +173,14 @@ def main():
     inspected = subprocess.run([args.outrigger, "inspect", args.model, "--json"], capture_output=True, check=True)
     sizes = json.loads(inspected.stdout)
     choose = random.Random(1)
-    ids = [choose.randrange(sizes["vocabulary"]) for _ in range(args.warm + args.tokens)]
+    ids = [choose.randrange(sizes["vocabulary"]) for _ in range(args.tokens)]
     rows = []
     with tempfile.TemporaryDirectory() as directory:
         logits = Path(directory) / "logits"
+        os.mkfifo(logits)
+        output = Digest(logits)
         subprocess.run(list(map(str, evaluate(args, 100, ids, logits))), stdout=subprocess.DEVNULL, check=True)
-        expected = digest(logits)
+        expected = output.wait()
         for share in map(int, args.shares.split(",")):
             rows.append(measure(args, share, ids, expected, sizes, logits))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

@@ -72,6 +72,31 @@ fn close(figures: &Value, name: &str, expected: f64) {
     assert!((found - expected).abs() < 1e-9, "{name}: {found}, expected {expected}");
 }
 
+/// Passes of several rows use more experts of a layer than the cache holds.
+#[test]
+fn what_is_in_memory_changes_no_bit() {
+    let dir = TempDir::new().unwrap();
+    let run = |cache: &str, batch: &str| {
+        let logits = dir.path().join(format!("{cache}-{batch}"));
+        let args = ["--expert-cache", cache, "--batch", batch, "--save-logits"];
+        let ids = ids(&(300..340).collect::<Vec<u32>>());
+        let last = [logits.to_str().unwrap(), "--token-ids", &ids];
+        let figures = total(&demo(), &[&args[..], &last].concat());
+        (std::fs::read(&logits).unwrap(), figures)
+    };
+    let (resident, figures) = run("100%", "1");
+    assert_eq!(figures["cache_misses"], 0);
+    let model = outrigger::Model::open(&demo()).unwrap();
+    let expert = model.experts[0].bytes_per_expert() as u64;
+    for (cache, batch) in [("50%", "1"), ("25%", "1"), ("25%", "16"), ("0%", "1")] {
+        let (logits, figures) = run(cache, batch);
+        assert!(logits == resident, "{cache}, {batch} tokens a pass");
+        let misses = figures["cache_misses"].as_u64().unwrap();
+        assert!(misses > 0, "{cache}");
+        assert_eq!(figures["bytes_read"], misses * expert, "{cache}");
+    }
+}
+
 /// Text files of different lengths in a folder.
 fn texts() -> (TempDir, [String; 2]) {
     let folder = tempfile::tempdir().unwrap();
