@@ -172,22 +172,12 @@ unsafe fn super_block<U: Unpack, const N: usize>(
         let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
-            let sum = &mut sums[n][b % LANES];
-            let mut total = so_far(sum, b);
-            for half in 0..2 {
-                let scale = _mm512_mul_ps(d[half], x_d);
-                if U::MINIMA {
-                    let ints = _mm512_cvtepi32_ps(ints[n][half]);
-                    total[half] = _mm512_fmadd_ps(ints, scale, total[half]);
-                    let minima = _mm512_cvtepi32_ps(minima[n][half]);
-                    let scale = _mm512_mul_ps(dmin[half], x_d);
-                    total[half] = _mm512_fnmadd_ps(minima, scale, total[half]);
-                } else {
-                    let exact = _mm512_sub_epi32(ints[n][half], minima[n][half]);
-                    total[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(exact), scale, total[half]);
-                }
+            if U::MINIMA {
+                let minus = subtract([_mm512_setzero_si512(); 2], minima[n]);
+                add(&mut sums[n], b, x_d, [(ints[n], d), (minus, dmin)]);
+            } else {
+                add(&mut sums[n], b, x_d, [(subtract(ints[n], minima[n]), d)]);
             }
-            set(sum, total);
         }
     }
 }
@@ -221,16 +211,36 @@ unsafe fn block<U: Unpack, const N: usize>(
         let d = floats(&panel.d[i]);
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
-            let sum = &mut sums[n][b % LANES];
-            let mut total = so_far(sum, b);
-            for half in 0..2 {
-                let scale = _mm512_mul_ps(d[half], x_d);
-                total[half] =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[n][half]), scale, total[half]);
-            }
-            set(sum, total);
+            add(&mut sums[n], b, x_d, [(ints[n], d)]);
         }
     }
+}
+
+/// Adds block `b`'s terms, integers times the weights' scale times the activations'. The first block of a lane takes no
+/// notice of what an earlier panel left there.
+#[inline]
+#[target_feature(enable = "avx2,fma,avx512f")]
+fn add<const TERMS: usize>(
+    sums: &mut Lanes,
+    b: usize,
+    x_d: __m512,
+    terms: [([__m512i; 2], [__m512; 2]); TERMS],
+) {
+    let sum = &mut sums[b % LANES];
+    let mut total = if b < LANES { [_mm512_setzero_ps(); 2] } else { floats(sum) };
+    for (ints, d) in terms {
+        for half in 0..2 {
+            let scale = _mm512_mul_ps(d[half], x_d);
+            total[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[half]), scale, total[half]);
+        }
+    }
+    set(sum, total);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn subtract(a: [__m512i; 2], b: [__m512i; 2]) -> [__m512i; 2] {
+    [_mm512_sub_epi32(a[0], b[0]), _mm512_sub_epi32(a[1], b[1])]
 }
 
 /// Adds the dot products of `4 * w.len()` values with those from `at` of each `x`.
@@ -341,13 +351,6 @@ fn vectors(from: &[i32; ROWS]) -> [__m512i; 2] {
 fn floats(from: &[f32; ROWS]) -> [__m512; 2] {
     // SAFETY: 32 values are there.
     unsafe { [_mm512_loadu_ps(from.as_ptr()), _mm512_loadu_ps(from.as_ptr().add(16))] }
-}
-
-/// A lane's sums before block `b`: the first block of a lane takes no notice of what an earlier panel left there.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn so_far(sum: &[f32; ROWS], b: usize) -> [__m512; 2] {
-    if b < LANES { [_mm512_setzero_ps(); 2] } else { floats(sum) }
 }
 
 #[inline]
