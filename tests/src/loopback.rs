@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::time::Duration;
 
 use outrigger_server::{ExpertServer, ServerConfig};
 use tokio::task::JoinHandle;
@@ -22,9 +23,10 @@ impl LoopbackServer {
         LoopbackServer::start_with(config, None).await
     }
 
-    /// All of `model`, with one compute thread.
+    /// All of `model`, with one compute thread, and nothing shed for its wait, which depends on the machine.
     pub fn config(model: &Path) -> ServerConfig {
-        ServerConfig { model: model.to_owned(), threads: 1, ..ServerConfig::default() }
+        let (model, max_wait) = (model.to_owned(), Duration::from_secs(60));
+        ServerConfig { model, threads: 1, max_wait, ..ServerConfig::default() }
     }
 
     /// A server that is configured, over TLS if it is given.

@@ -39,8 +39,9 @@ pub(crate) fn olmoe() -> PathBuf {
     repo("tests/fixtures/olmoe/model.gguf")
 }
 
+/// Sheds nothing for its wait, which depends on the machine.
 pub(crate) fn config(model: &Path) -> ServerConfig {
-    ServerConfig { model: model.to_owned(), threads: 2, ..ServerConfig::default() }
+    ServerConfig { model: model.to_owned(), threads: 2, max_wait: LONG, ..ServerConfig::default() }
 }
 
 /// A server in this process, and a client that is connected to it.
