@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::load;
-use super::unpack::{ROWS, Unpack};
+use super::unpack::{ROWS, Source, Unpack};
 use crate::quant::sums::LANES;
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile};
 
@@ -61,19 +61,15 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
-        let mut at = [std::ptr::null(); ROWS];
-        for (r, at) in at.iter_mut().enumerate() {
-            *at = tile.row(first + r.min(rows - 1)).as_ptr();
-        }
+        // The next panel follows in memory.
+        let mut source =
+            Source::new(tile.w[first * tile.row_bytes..].as_ptr(), tile.row_bytes, rows);
         for b in (0..blocks).step_by(U::BLOCKS) {
             let count = U::BLOCKS.min(blocks - b);
-            let row = |r: usize| at[r].wrapping_add(b * U::BYTES);
-            for r in 0..ROWS {
-                prefetch(row(r).wrapping_add(ROWS * tile.row_bytes), count * U::BYTES);
-            }
+            source.go_to(b * U::BYTES, count * U::BYTES);
             // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`, and so have the activations.
             unsafe {
-                U::unpack(row, count, &mut panel);
+                U::unpack(&source, count, &mut panel);
                 let (batches, rest) = tile.x.as_chunks::<BATCH>();
                 let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
                 for (x, sums) in batches.iter().zip(batch_sums) {
@@ -323,16 +319,6 @@ unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
     unsafe {
         _mm512_mask_storeu_ps(out, mask as u16, total[0]);
         _mm512_mask_storeu_ps(out.wrapping_add(16), (mask >> 16) as u16, total[1]);
-    }
-}
-
-/// Asks for what the next panel needs: the hardware cannot follow so many rows at once.
-#[inline]
-#[target_feature(enable = "sse")]
-fn prefetch(w: *const u8, len: usize) {
-    for line in (0..len).step_by(64) {
-        // A prefetch of an address that is not mapped does nothing.
-        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(line).cast());
     }
 }
 
