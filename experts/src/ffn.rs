@@ -1,5 +1,7 @@
 //! The feed-forward network of a layer's experts: `weight * down(silu(gate x) * up x)`, summed over experts.
 
+use std::mem::MaybeUninit;
+
 use crate::matmul::{self, RowsOf, multiply};
 use crate::ops::silu_times;
 use crate::pool::{Pool, SharedMut};
@@ -30,8 +32,11 @@ pub struct FfnScratch {
     hidden: Activations,
 }
 
-/// Outputs that one task of the second phase computes at a time.
-const DOWN_ROWS: usize = 64;
+/// Outputs that a task of the second phase computes, at least and at most: an expert's part of them is a stretch of memory
+/// that begins without a prefetch.
+const DOWN_ROWS: (usize, usize) = (64, 256);
+/// Tasks of the second phase for each thread.
+const DOWN_TASKS: usize = 4;
 
 /// Adds to each named row of `out` (`[x.rows(), n_embd]`) the weighted outputs of its experts, in the groups' order:
 /// the same bits whatever the number of threads and whatever other rows there are. Sums are doubles, so that their f32
@@ -136,9 +141,11 @@ fn down(
     let kernels = Kernels::best();
     let n_embd = groups[0].down_proj.rows;
     let out = SharedMut::new(out);
-    pool.run(n_embd.div_ceil(DOWN_ROWS), &|task| {
-        let outputs = task * DOWN_ROWS..((task + 1) * DOWN_ROWS).min(n_embd);
-        let mut sums = [0f32; MAX_TILE_ROWS * DOWN_ROWS];
+    let (least, most) = DOWN_ROWS;
+    let share = (n_embd / (pool.threads() * DOWN_TASKS)).next_multiple_of(least).clamp(least, most);
+    pool.run(n_embd.div_ceil(share), &|task| {
+        let outputs = task * share..((task + 1) * share).min(n_embd);
+        let mut room = [const { MaybeUninit::<f32>::uninit() }; MAX_TILE_ROWS * DOWN_ROWS.1];
         for (group, start) in groups.iter().zip(starts) {
             let format = group.down_proj.ty.act_format();
             for (batch, named) in group.rows.chunks(MAX_TILE_ROWS).enumerate() {
@@ -146,11 +153,13 @@ fn down(
                 let rows =
                     RowsOf { count: named.len(), row: |i: usize| hidden.row(format, first + i) };
                 let (kernel, w) = (kernels.tile(group.down_proj.ty), &group.down_proj);
-                // SAFETY: `sums` has room for a batch by DOWN_ROWS outputs.
-                unsafe {
-                    multiply(kernel, w, outputs.clone(), &rows, sums.as_mut_ptr(), DOWN_ROWS)
+                let sums = room.as_mut_ptr().cast();
+                // SAFETY: there is room for a batch by so many outputs, and the kernel writes each.
+                let sums = unsafe {
+                    multiply(kernel, w, outputs.clone(), &rows, sums, outputs.len());
+                    std::slice::from_raw_parts(sums, named.len() * outputs.len())
                 };
-                for ((row, weight), sums) in named.iter().zip(sums.chunks_exact(DOWN_ROWS)) {
+                for ((row, weight), sums) in named.iter().zip(sums.chunks_exact(outputs.len())) {
                     // SAFETY: this task alone writes these outputs.
                     let out =
                         unsafe { out.slice(*row as usize * n_embd + outputs.start, outputs.len()) };
