@@ -1,9 +1,12 @@
-//! How fast each kernel streams weights, beside how fast the memory can be read, and what several rows make of them.
+//! How fast each kernel streams weights, beside how fast the memory can be read, and what several rows make of them:
+//! with one thread and with all on the best instruction set, and with one on each that this machine has.
 //!
-//! `cargo bench -p outrigger-experts -- 'one row/Q4_K'`
+//! `cargo bench -p outrigger-experts -- 'one row/Q4_K'`, `'64 rows/Q4_K/AVX2$'`
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use outrigger_experts::{Activations, GgmlType, Mat, Pool, matmul, quantize, read_bandwidth};
+use outrigger_experts::{
+    Activations, GgmlType, Kernels, Mat, Pool, matmul, quantize, read_bandwidth,
+};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -11,8 +14,8 @@ use std::time::Duration;
 const BYTES: usize = 256 << 20;
 /// Weights a row.
 const COLS: usize = 2048;
-/// Activation rows of prefill.
-const ROWS: usize = 64;
+/// Activation rows: decoding, a small batch, prefill.
+const ROWS: [usize; 3] = [1, 8, 64];
 
 fn kernels(criterion: &mut Criterion) {
     let threads = [1, std::thread::available_parallelism().map_or(1, usize::from)];
@@ -27,46 +30,47 @@ fn kernels(criterion: &mut Criterion) {
         quantize(ty, &noise(16 * COLS), &mut bytes);
         let rows = BYTES / bytes.len() * 16;
         let bytes = bytes.repeat(rows / 16);
-        for threads in threads {
-            let pool = Pool::new(threads);
-            let w = Mat { ty, rows, cols: COLS, bytes: &bytes };
-            one_row(criterion, &pool, w);
-            // Some hundred rows, as an expert has.
-            let rows = 1024;
-            let bytes = &bytes[..bytes.len() / w.rows * rows];
-            several_rows(criterion, &pool, Mat { rows, bytes, ..w });
+        let all = Mat { ty, rows, cols: COLS, bytes: &bytes };
+        // Some hundred rows, as an expert has.
+        let some = Mat { rows: 1024, bytes: &bytes[..bytes.len() / rows * 1024], ..all };
+        for n in ROWS {
+            let w = if n == 1 { all } else { some };
+            for threads in threads {
+                let pool = Pool::new(threads);
+                product(criterion, w, n, &format!("{threads} threads"), |x, out| {
+                    matmul(&pool, w, x, out);
+                });
+            }
+            // The first is the plain reference.
+            for kernels in Kernels::available().skip(1) {
+                product(criterion, w, n, kernels.name(), |x, out| kernels.matmul(w, x, out));
+            }
         }
     }
 }
 
-/// Bytes of weights a second.
-fn one_row(criterion: &mut Criterion, pool: &Pool, w: Mat<'_>) {
-    let mut group = criterion.benchmark_group("one row");
-    group.throughput(Throughput::Bytes(w.bytes.len() as u64));
-    product(&mut group, pool, w, 1);
-}
-
-/// Multiplications and additions a second.
-fn several_rows(criterion: &mut Criterion, pool: &Pool, w: Mat<'_>) {
-    let mut group = criterion.benchmark_group(format!("{ROWS} rows"));
-    group.throughput(Throughput::Elements((2 * ROWS * w.rows * w.cols) as u64));
-    product(&mut group, pool, w, ROWS);
-}
-
+/// Of one row, bytes of weights a second; of several, multiplications and additions.
 fn product(
-    group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>,
-    pool: &Pool,
+    criterion: &mut Criterion,
     w: Mat<'_>,
-    rows: usize,
+    n: usize,
+    how: &str,
+    matmul: impl Fn(&Activations, &mut [f32]),
 ) {
+    let (name, throughput) = match n {
+        1 => ("one row".to_owned(), Throughput::Bytes(w.bytes.len() as u64)),
+        _ => (format!("{n} rows"), Throughput::Elements((2 * n * w.rows * w.cols) as u64)),
+    };
+    let mut group = criterion.benchmark_group(name);
+    group.throughput(throughput);
     group.sample_size(10).warm_up_time(Duration::from_millis(200));
     group.measurement_time(Duration::from_millis(800));
     let mut x = Activations::new(w.cols);
-    x.set(&noise(rows * w.cols));
+    x.set(&noise(n * w.cols));
     x.quantize(w.ty.act_format());
-    let mut out = vec![0.0; rows * w.rows];
-    group.bench_function(BenchmarkId::new(w.ty.name(), pool.threads()), |bencher| {
-        bencher.iter(|| matmul(pool, w, black_box(&x), black_box(&mut out)));
+    let mut out = vec![0.0; n * w.rows];
+    group.bench_function(BenchmarkId::new(w.ty.name(), how), |bencher| {
+        bencher.iter(|| matmul(black_box(&x), black_box(&mut out)));
     });
 }
 
