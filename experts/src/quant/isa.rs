@@ -9,6 +9,8 @@ pub(crate) enum Isa {
     Scalar,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// AVX2 and AVX-VNNI.
+    Avx2Vnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
 }
@@ -19,7 +21,10 @@ impl Isa {
     pub(crate) fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| {
-            [Isa::Avx512, Isa::Avx2].into_iter().find(|isa| isa.is_here()).unwrap_or(Isa::Scalar)
+            [Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2]
+                .into_iter()
+                .find(|isa| isa.is_here())
+                .unwrap_or(Isa::Scalar)
         })
     }
 
@@ -32,6 +37,7 @@ impl Isa {
         match self {
             Isa::Scalar => true,
             Isa::Avx2 => avx2,
+            Isa::Avx2Vnni => avx2 && is_x86_feature_detected!("avxvnni"),
             Isa::Avx512 => {
                 avx2 && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
@@ -74,7 +80,7 @@ macro_rules! multiversion {
                     // SAFETY: `Isa::best` found these instructions on this machine.
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Avx2 | Isa::Avx2Vnni => return unsafe { avx2($($arg),*) },
                     Isa::Scalar => {}
                 }
             }

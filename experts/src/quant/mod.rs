@@ -12,6 +12,8 @@ mod dequantize;
 pub(crate) mod isa;
 mod quantize;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod source;
 mod sums;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -138,7 +140,7 @@ impl Kernels {
 
     /// All that this machine runs, the plain reference first.
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx512]
+        [Isa::Scalar, Isa::Avx2, Isa::Avx2Vnni, Isa::Avx512]
             .into_iter()
             .filter(|isa| isa.is_here())
             .map(Kernels::of)
@@ -148,6 +150,8 @@ impl Kernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => &avx2::VNNI_KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::KERNELS,
             _ => &scalar::KERNELS,

@@ -33,21 +33,8 @@ macro_rules! float_tiles {
 }
 
 /// Defines tile functions for quantised types: of a dot product of a weight row with one activation row, and of a
-/// tile function for several, where there is a better way than one after another.
+/// tile function for several.
 macro_rules! quant_tiles {
-    ($features:literal, $($name:ident: $dot:expr;)+) => {$(
-        /// # Safety
-        /// See `TileFn`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name(tile: &Tile<'_>) {
-            for r in 0..tile.rows {
-                for (i, x) in tile.x.iter().enumerate() {
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(i, r, [$dot(tile.row(r), x)]) };
-                }
-            }
-        }
-    )+};
     ($features:literal, $($name:ident: $dot:expr, $several:expr;)+) => {$(
         /// # Safety
         /// See `TileFn`.
