@@ -39,6 +39,11 @@ pub struct ServerConfig {
     /// From one request of a connection to the next; it is closed then, even with a request in hand, so that it is to
     /// be longer than `request_timeout`.
     pub idle_timeout: Duration,
+    /// How long a peer may take to read an answer, and to make room for any more of it; the connection is closed then.
+    pub answer_timeout: Duration,
+    /// Requests in flight on a connection; a peer that begins another is refused that one. Each may hold an answer in
+    /// memory for `answer_timeout`.
+    pub max_streams: u32,
     /// Who may ask, and how much; everyone if `None`.
     pub tenants: Option<Tenants>,
     /// How long work in hand may take after the signal to stop.
@@ -61,6 +66,8 @@ impl Default for ServerConfig {
             max_connections: 4096,
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(600),
+            answer_timeout: Duration::from_secs(30),
+            max_streams: 32,
             tenants: None,
             drain_timeout: Duration::from_secs(10),
         }

@@ -1,11 +1,11 @@
 //! Connections: so many at a time, and none without a request for long.
 //!
 //! One deadline covers everything that a peer can do slowly before it is of use, or instead: the TLS handshake, the
-//! HTTP/2 preface, headers, and silence.
+//! HTTP/2 preface, headers, and silence. Another one covers answers that it does not read.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ pub(crate) struct Limits {
     first_request: Duration,
     /// From one request to the next.
     idle: Duration,
+    /// From an answer until all of it is written, and between two writes.
+    answer: Duration,
 }
 
 impl Limits {
@@ -57,25 +59,55 @@ impl Limits {
             connections: config.max_connections,
             first_request: config.first_request_timeout,
             idle: config.idle_timeout,
+            answer: config.answer_timeout,
         }
     }
 }
 
-/// When a connection is closed unless a request comes. Each request of the connection carries it.
+/// When a connection is closed unless something happens. Each request of the connection carries it.
 #[derive(Clone, Debug)]
 pub(crate) struct Due {
-    at: Arc<Mutex<Instant>>,
-    idle: Duration,
+    state: Arc<Mutex<State>>,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct State {
+    /// When the next request is due.
+    request: Instant,
+    /// When each answer is to be taken, in this order. One that was taken has no token any more.
+    answers: Vec<(Instant, Weak<()>)>,
 }
 
 impl Due {
-    /// A request has come.
-    pub(crate) fn put_off(&self) {
-        *self.at.lock().expect("nothing panics under this lock") = Instant::now() + self.idle;
+    fn new(limits: Limits) -> Due {
+        let state = State { request: Instant::now() + limits.first_request, answers: Vec::new() };
+        Due { state: Arc::new(Mutex::new(state)), limits }
     }
 
-    fn at(&self) -> Instant {
-        *self.at.lock().expect("nothing panics under this lock")
+    /// A request has come.
+    pub(crate) fn put_off(&self) {
+        self.lock().request = Instant::now() + self.limits.idle;
+    }
+
+    /// An answer goes out. Its token is to be dropped when the last of it was written.
+    pub(crate) fn answer(&self) -> Arc<()> {
+        let held = Arc::new(());
+        let answers = &mut self.lock().answers;
+        answers.retain(|(_, held)| held.strong_count() > 0);
+        answers.push((Instant::now() + self.limits.answer, Arc::downgrade(&held)));
+        held
+    }
+
+    /// When the next request is due, and when the first answer that is left is to be taken.
+    fn at(&self) -> (Instant, Option<Instant>) {
+        let state = self.lock();
+        let mut left = state.answers.iter().filter(|(_, held)| held.strong_count() > 0);
+        (state.request, left.next().map(|(at, _)| *at))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under this lock")
     }
 }
 
@@ -83,8 +115,11 @@ impl Due {
 pub(crate) struct Limited<IO> {
     io: IO,
     due: Due,
-    /// Ends when the connection was due when it was last looked at, or later.
+    /// When a write that cannot go on is given up.
+    stuck: Option<Instant>,
+    /// Ends when the connection was due when it was last looked at, or earlier.
     alarm: Pin<Box<Sleep>>,
+    overdue: bool,
     metrics: Arc<Metrics>,
     _place: OwnedSemaphorePermit,
 }
@@ -96,21 +131,53 @@ impl<IO> Limited<IO> {
         metrics: Arc<Metrics>,
         place: OwnedSemaphorePermit,
     ) -> Limited<IO> {
-        let first = Instant::now() + limits.first_request;
-        let due = Due { at: Arc::new(Mutex::new(first)), idle: limits.idle };
+        let due = Due::new(limits);
         metrics.connections.inc();
-        Limited { io, due, alarm: Box::pin(sleep_until(first)), metrics, _place: place }
+        let alarm = Box::pin(sleep_until(due.lock().request));
+        Limited { io, due, stuck: None, alarm, overdue: false, metrics, _place: place }
     }
 
-    /// Ready when no request came in time.
+    /// Ready when the peer has not done in time what was due.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.alarm.as_mut().poll(cx));
-            let at = self.due.at();
+        while !self.overdue {
+            let (request, answer) = self.due.at();
+            let read = [answer, self.stuck].into_iter().flatten().min();
+            let at = read.map_or(request, |read| read.min(request));
             if at <= Instant::now() {
+                self.overdue = true;
+                let metrics = &self.metrics;
+                let idle = at == request;
+                let count =
+                    if idle { &metrics.connections_idle } else { &metrics.connections_unread };
+                count.inc();
                 return Poll::Ready(());
             }
-            self.alarm.as_mut().reset(at);
+            // It may ring too early, which is looked into then.
+            if at < self.alarm.deadline() || self.alarm.is_elapsed() {
+                self.alarm.as_mut().reset(at);
+            }
+            ready!(self.alarm.as_mut().poll(cx));
+        }
+        Poll::Ready(())
+    }
+
+    /// What came of a write.
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        match written? {
+            Poll::Ready(written) => {
+                self.stuck = None;
+                self.metrics.sent.inc_by(written as u64);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Pending => {
+                let give_up = Instant::now() + self.due.limits.answer;
+                self.stuck.get_or_insert(give_up);
+                self.poll_due(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
         }
     }
 }
@@ -136,7 +203,6 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Limited<IO> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.poll_due(cx).is_ready() {
-            self.metrics.connections_idle.inc();
             // Reads as the end of what the peer sends.
             return Poll::Ready(Ok(()));
         }
@@ -153,14 +219,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Limited<IO> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.io).poll_write(cx, bytes)? {
-            Poll::Ready(written) => {
-                self.metrics.sent.inc_by(written as u64);
-                Poll::Ready(Ok(written))
-            }
-            // A peer that reads nothing.
-            Poll::Pending => self.poll_due(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
-        }
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        self.wrote(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -176,13 +236,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Limited<IO> {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.io).poll_write_vectored(cx, slices)? {
-            Poll::Ready(written) => {
-                self.metrics.sent.inc_by(written as u64);
-                Poll::Ready(Ok(written))
-            }
-            Poll::Pending => self.poll_due(cx).map(|()| Err(io::ErrorKind::TimedOut.into())),
-        }
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
+        self.wrote(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

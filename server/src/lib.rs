@@ -12,6 +12,7 @@
 
 mod config;
 mod connection;
+mod delivery;
 mod engine;
 mod error;
 mod listen;

@@ -40,6 +40,7 @@ pub struct Metrics {
     pub(crate) connections: Gauge,
     pub(crate) connections_refused: Counter,
     pub(crate) connections_idle: Counter,
+    pub(crate) connections_unread: Counter,
     requests: Family<Outcome, Counter>,
     latency: Family<Layer, Histogram, fn() -> Histogram>,
 }
@@ -71,6 +72,7 @@ impl Metrics {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             connections_idle: Counter::default(),
+            connections_unread: Counter::default(),
             requests: Family::default(),
             // 125 us to 4 s.
             latency: Family::new_with_constructor(|| {
@@ -99,6 +101,8 @@ impl Metrics {
         all.register("connections_refused", help, self.connections_refused.clone());
         let help = "Connections closed for want of a request";
         all.register("connections_idle_closed", help, self.connections_idle.clone());
+        let help = "Connections closed whose peer did not read its answers";
+        all.register("connections_unread_closed", help, self.connections_unread.clone());
         let help = "Forward calls, and any without a good token, by gRPC status: UNAVAILABLE is a \
                     full queue, RESOURCE_EXHAUSTED a quota";
         all.register("requests", help, self.requests.clone());

@@ -17,6 +17,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::connection::{Limits, limit};
+use crate::delivery::Delivered;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use crate::queue::{self, Queue};
@@ -29,8 +30,6 @@ use crate::{Compute, Error, Result, ServerConfig};
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 /// ... and has so long to say that it is.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Requests in flight on one connection.
-const MAX_STREAMS: u32 = 128;
 /// Bytes that a peer may send ahead on a stream, and on a connection: a batch of rows fits, so that
 /// it does not take several round trips.
 const STREAM_WINDOW: u32 = 2 << 20;
@@ -54,6 +53,7 @@ pub struct ExpertServer {
     tenants: Option<Tenants>,
     limits: Limits,
     request_timeout: Duration,
+    max_streams: u32,
     drain_timeout: Duration,
 }
 
@@ -69,6 +69,7 @@ impl ExpertServer {
             ("max_rows", max_rows),
             ("queue_rows", config.queue_rows),
             ("max_connections", config.max_connections),
+            ("max_streams", config.max_streams as usize),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, value)| *value == 0) {
             return Err(Error::Zero(name));
@@ -101,6 +102,7 @@ impl ExpertServer {
             limits: Limits::of(&config),
             tenants: config.tenants,
             request_timeout: config.request_timeout,
+            max_streams: config.max_streams,
             drain_timeout: config.drain_timeout,
         })
     }
@@ -196,7 +198,7 @@ impl ExpertServer {
 
         let mut server = Server::builder()
             .timeout(self.request_timeout)
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(self.max_streams)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME_BYTES)
@@ -207,7 +209,7 @@ impl ExpertServer {
             server = server.tls_config(tls)?;
         }
         let router = server
-            .add_service(InterceptedService::new(experts, door.clone()))
+            .add_service(InterceptedService::new(Delivered(experts), door.clone()))
             // Probes have no token.
             .add_service(InterceptedService::new(HealthServer::new(health), open_door))
             .add_service(InterceptedService::new(reflection, door));

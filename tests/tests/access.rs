@@ -12,6 +12,7 @@ use outrigger_proto::v1::{
 use outrigger_server::{ServerConfig, Tenants};
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{fixtures, greedy};
+use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
 
 const TOKEN: &str = "a-token-of-this-device";
@@ -47,6 +48,29 @@ async fn only_a_device_that_is_known_is_served() {
         assert!(coverage < 1.0, "{token:?}");
         assert!(fault.expect("a reason").contains("bearer token"), "{token:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_share_a_connection_wait_for_a_stream_of_it() {
+    let model = fixtures::demo_model();
+    let one = ServerConfig { max_streams: 1, ..LoopbackServer::config(&model) };
+    let server = LoopbackServer::start_with(one, None).await;
+    let mut config = config(server.address, None);
+    config.deadline = Duration::from_secs(60);
+    let engine = Engine::open(config).await.expect("it opens");
+    assert!(engine.wait_connected(Duration::from_secs(30)).await);
+    let mut apps = JoinSet::new();
+    for _ in 0..4 {
+        let mut session = greedy(&engine);
+        apps.spawn(async move {
+            session.push_text("Once upon a time").expect("it fits");
+            for _ in 0..4 {
+                let token = session.step().await.expect("a token");
+                assert_eq!(token.coverage, 1.0, "{:?}", token.fault);
+            }
+        });
+    }
+    apps.join_all().await;
 }
 
 /// A call's metadata, names and values.

@@ -70,6 +70,10 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", default_value = "4096",
           value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
+    /// Requests in flight on a connection
+    #[arg(long, value_name = "N", default_value = "32",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    max_streams: u32,
     /// Seconds after which a connection without a request is closed
     #[arg(long, value_name = "S", default_value = "600",
           value_parser = clap::value_parser!(u64).range(60..=86400))]
@@ -142,6 +146,7 @@ impl Serve {
             max_wait: Duration::from_millis(self.max_wait),
             max_connections: self.max_connections as usize,
             idle_timeout: Duration::from_secs(self.idle_timeout),
+            max_streams: self.max_streams,
             tenants,
             ..defaults
         })
