@@ -3,6 +3,7 @@
 //! A vector holds four values of each of 16 weight rows, and `dpbusd` multiplies them with four broadcast activations,
 //! so that nothing is ever summed across lanes. Six activation rows by 32 weight rows are what fits the registers.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -251,10 +252,15 @@ unsafe fn dots<const N: usize>(
     at: usize,
     mut ints: [[__m512i; 2]; N],
 ) -> [[__m512i; 2]; N] {
-    for (i, w) in w.iter().enumerate() {
+    let mut steps = w.len();
+    // SAFETY: no instruction at all. The compiler no longer knows how many steps there are: it would unroll all of them
+    // and reorder them row by row, which spills and leaves two chains of products to wait for each other.
+    unsafe { asm!("/* {0} */", inout(reg) steps, options(pure, nomem, nostack, preserves_flags)) };
+    let w = w.as_ptr().cast::<u8>();
+    for i in 0..steps {
         // SAFETY: by the caller.
         unsafe {
-            let (low, high) = (load(w.as_ptr()), load(w.as_ptr().add(64)));
+            let (low, high) = (load(w.add(128 * i)), load(w.add(128 * i + 64)));
             for n in 0..N {
                 let x = x[n].add(at + 4 * i).cast::<i32>().read_unaligned();
                 let x = _mm512_set1_epi32(x);
