@@ -1,7 +1,7 @@
-//! Vector-quantised weights: kernels against plain arithmetic, and how good the fits are.
+//! Vector-quantised weights: how good the fits are.
 
 use outrigger_experts::vq::{Fit, LayerMoments};
-use outrigger_experts::{ActFormat, Activations, GgmlType, Kernels, Mat, Pool, dequantize, matmul};
+use outrigger_experts::{ActFormat, Activations, GgmlType, Mat, Pool, dequantize, matmul};
 
 /// Numbers that look random, in -1 to 1.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -29,38 +29,6 @@ fn values(ty: GgmlType, bytes: &[u8], rows: usize, cols: usize) -> Vec<f32> {
     let stored = bytes.chunks_exact(bytes.len() / rows).zip(out.chunks_exact_mut(cols));
     stored.for_each(|(row, out)| dequantize(ty, row, out));
     out
-}
-
-#[test]
-fn every_kernel_multiplies_codes_as_their_values() {
-    for ty in GgmlType::vqs() {
-        for (rows, cols, n) in [(1, 32, 1), (37, 96, 2), (19, 256, 5), (130, 128, 17)] {
-            let bytes = codes(ty, rows, cols);
-            let mut x = Activations::new(cols);
-            x.set(&noise(3, n * cols));
-            x.quantize(ActFormat::Q8_0);
-            let (d, q) = x.q8_0();
-            let read: Vec<f32> =
-                q.iter().zip(0..).map(|(q, i)| d[i / 32] * f32::from(*q)).collect();
-            let w = values(ty, &bytes, rows, cols);
-            for kernels in Kernels::available() {
-                let mut got = vec![f32::NAN; n * rows];
-                kernels.matmul(Mat { ty, rows, cols, bytes: &bytes }, &x, &mut got);
-                for i in 0..n {
-                    for r in 0..rows {
-                        let products = w[r * cols..][..cols].iter().zip(&read[i * cols..]);
-                        let want: f64 = products.map(|(w, x)| f64::from(w * x)).sum();
-                        let got = f64::from(got[i * rows + r]);
-                        let name = kernels.name();
-                        assert!(
-                            (got - want).abs() < 1e-4,
-                            "{ty} {name} {rows}x{cols}: {got} {want}"
-                        );
-                    }
-                }
-            }
-        }
-    }
 }
 
 /// An expert whose inputs lie mostly in a few directions, and rows of them with their weights.

@@ -1,6 +1,43 @@
 //! Every kernel of this machine against products worked out in f64 from dequantised weights and activations.
+//!
+//! The checks run one after another on the main thread, without the harness: so they also run under emulators that know
+//! no threads (`.ci/arm`).
 
-use outrigger_experts::{ActFormat, Activations, GgmlType, Kernels, Mat, dequantize, quantize};
+mod attention;
+
+use outrigger_experts::{
+    ActFormat, Activations, GgmlType, Kernels, Mat, Pool, dequantize, quantize,
+};
+
+macro_rules! checks {
+    ($($name:ident),+ $(,)?) => { [$((stringify!($name), $name as fn())),+] };
+}
+
+fn main() {
+    let checks = checks![
+        products_of_any_bits_are_right,
+        products_of_extreme_values_are_right,
+        products_of_quantised_weights_have_the_same_bits_on_every_instruction_set,
+        a_row_has_the_same_bits_in_any_batch,
+        attention_is_causal_softmax_over_the_cache,
+    ];
+    // As the harness takes its arguments: `--list`, or parts of the names of those to run.
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.iter().any(|arg| arg == "--list") {
+        let ignored = args.iter().any(|arg| arg == "--ignored");
+        checks.iter().filter(|_| !ignored).for_each(|(name, _)| println!("{name}: test"));
+        return;
+    }
+    let parts: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let kernels: Vec<&str> = Kernels::available().map(Kernels::name).collect();
+    println!("kernels: {}", kernels.join(", "));
+    for (name, check) in checks {
+        if parts.is_empty() || parts.iter().any(|part| name.contains(*part)) {
+            check();
+            println!("{name}: ok");
+        }
+    }
+}
 
 /// Noise without a crate, the same every time.
 struct Noise(u64);
@@ -22,29 +59,41 @@ impl Noise {
     }
 }
 
-/// Where the f16 scales of a block are.
+fn types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::all().chain(GgmlType::vqs())
+}
+
+/// Where the f16 scales of a block are, or of a row where there are no blocks.
 fn scales_of(ty: GgmlType) -> &'static [usize] {
     match ty {
-        GgmlType::Q8_0 | GgmlType::Q4_0 => &[0],
+        GgmlType::Q8_0 | GgmlType::Q4_0 | GgmlType::Vq(_) => &[0],
         GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
         GgmlType::Q6_K => &[208],
         GgmlType::F16 => &[0],
-        GgmlType::F32 | GgmlType::BF16 | GgmlType::Vq(_) => &[],
+        GgmlType::F32 | GgmlType::BF16 => &[],
     }
 }
 
 /// Weights of any bits: `pattern` for every byte, or noise; scales are halves of either sign, floats are small.
-fn weights(ty: GgmlType, values: usize, pattern: Option<u8>, noise: &mut Noise) -> Vec<u8> {
+fn weights(
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    pattern: Option<u8>,
+    noise: &mut Noise,
+) -> Vec<u8> {
     let mut bytes = Vec::new();
     if matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
-        quantize(ty, &noise.floats(values), &mut bytes);
+        quantize(ty, &noise.floats(rows * cols), &mut bytes);
         return bytes;
     }
-    bytes.resize(ty.row_bytes(values).unwrap(), 0);
+    let row_bytes = ty.row_bytes(cols).unwrap();
+    bytes.resize(rows * row_bytes, 0);
     for byte in &mut bytes {
         *byte = pattern.unwrap_or_else(|| noise.bits() as u8);
     }
-    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+    let block_bytes = if ty.block_bytes() == 0 { row_bytes } else { ty.block_bytes() };
+    for block in bytes.chunks_exact_mut(block_bytes) {
         for at in scales_of(ty) {
             let mut scale = Vec::new();
             quantize(GgmlType::F16, &[noise.float()], &mut scale);
@@ -97,9 +146,11 @@ fn check(ty: GgmlType, bytes_like: Option<u8>, acts_like: Option<i8>) {
     let mut noise = Noise(0x1234_5678_9abc_def1 ^ u64::from(ty.id()));
     for cols in lengths(ty) {
         let rows = 5;
-        let bytes = weights(ty, rows * cols, bytes_like, &mut noise);
+        let bytes = weights(ty, rows, cols, bytes_like, &mut noise);
         let mut values = vec![0.0; rows * cols];
-        dequantize(ty, &bytes, &mut values);
+        for (row, values) in bytes.chunks(bytes.len() / rows).zip(values.chunks_mut(cols)) {
+            dequantize(ty, row, values);
+        }
         let w = Mat { ty, rows, cols, bytes: &bytes };
         for n in [1, 3, 4, 5, 19] {
             let (x, x_values) = activations(ty.act_format(), n, cols, acts_like, &mut noise);
@@ -125,16 +176,14 @@ fn check(ty: GgmlType, bytes_like: Option<u8>, acts_like: Option<i8>) {
     }
 }
 
-#[test]
 fn products_of_any_bits_are_right() {
-    for ty in GgmlType::all() {
+    for ty in types() {
         check(ty, None, None);
     }
 }
 
-#[test]
 fn products_of_extreme_values_are_right() {
-    for ty in GgmlType::all() {
+    for ty in types() {
         for bytes in [0x00, 0xff, 0x7f, 0x80] {
             for acts in [-128, -127, 0, 127] {
                 check(ty, Some(bytes), Some(acts));
@@ -143,13 +192,12 @@ fn products_of_extreme_values_are_right() {
     }
 }
 
-#[test]
 fn products_of_quantised_weights_have_the_same_bits_on_every_instruction_set() {
-    for ty in GgmlType::all().filter(|ty| ty.act_format() != ActFormat::F32) {
-        for (cols, n) in lengths(ty).into_iter().zip([1, 7, 64]) {
+    for ty in types().filter(|ty| ty.act_format() != ActFormat::F32) {
+        for (cols, n) in lengths(ty).into_iter().flat_map(|cols| [1, 7, 64].map(|n| (cols, n))) {
             let mut noise = Noise(99);
             let rows = 45;
-            let bytes = weights(ty, rows * cols, None, &mut noise);
+            let bytes = weights(ty, rows, cols, None, &mut noise);
             let w = Mat { ty, rows, cols, bytes: &bytes };
             let (x, _) = activations(ty.act_format(), n, cols, None, &mut noise);
             let products = |kernels: &Kernels| {
@@ -166,12 +214,11 @@ fn products_of_quantised_weights_have_the_same_bits_on_every_instruction_set() {
     }
 }
 
-#[test]
 fn a_row_has_the_same_bits_in_any_batch() {
-    for ty in GgmlType::all() {
+    for ty in types() {
         let mut noise = Noise(77);
         let (rows, cols, n) = (37, 1280, 79);
-        let bytes = weights(ty, rows * cols, None, &mut noise);
+        let bytes = weights(ty, rows, cols, None, &mut noise);
         let w = Mat { ty, rows, cols, bytes: &bytes };
         let values = noise.floats(n * cols);
         let product = |kernels: &Kernels, values: &[f32]| {
@@ -190,4 +237,8 @@ fn a_row_has_the_same_bits_in_any_batch() {
             }
         }
     }
+}
+
+fn attention_is_causal_softmax_over_the_cache() {
+    attention::check(&Pool::new(1));
 }
