@@ -13,45 +13,58 @@ pub(crate) enum Isa {
     Avx2Vnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// NEON and no more.
+    Neon,
+    /// NEON with `sdot`.
+    DotProd,
+    /// NEON with `sdot` and `smmla`.
+    I8mm,
 }
 
 impl Isa {
+    /// All of them; of those that one machine has, a later one is faster.
+    pub(crate) const ALL: [Isa; 7] =
+        [Isa::Scalar, Isa::Avx2, Isa::Avx2Vnni, Isa::Avx512, Isa::Neon, Isa::DotProd, Isa::I8mm];
+
     /// The best that this machine has.
     #[inline]
     pub(crate) fn best() -> Isa {
         static BEST: OnceLock<Isa> = OnceLock::new();
-        *BEST.get_or_init(|| {
-            [Isa::Avx512, Isa::Avx2Vnni, Isa::Avx2]
-                .into_iter()
-                .find(|isa| isa.is_here())
-                .unwrap_or(Isa::Scalar)
-        })
+        *BEST.get_or_init(|| Isa::ALL.into_iter().rfind(|isa| isa.is_here()).unwrap_or(Isa::Scalar))
     }
 
     /// Whether this machine has it.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn is_here(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+        #[cfg(target_arch = "aarch64")]
+        use std::arch::is_aarch64_feature_detected;
+
         match self {
             Isa::Scalar => true,
-            Isa::Avx2 => avx2,
-            Isa::Avx2Vnni => avx2 && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2Vnni => Isa::Avx2.is_here() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
-                avx2 && is_x86_feature_detected!("avx512f")
+                Isa::Avx2.is_here()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd => Isa::Neon.is_here() && is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => Isa::DotProd.is_here() && is_aarch64_feature_detected!("i8mm"),
+            _ => false,
         }
-    }
-
-    /// Whether this machine has it.
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(crate) fn is_here(self) -> bool {
-        self == Isa::Scalar
     }
 }
 
@@ -81,7 +94,7 @@ macro_rules! multiversion {
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 | Isa::Avx2Vnni => return unsafe { avx2($($arg),*) },
-                    Isa::Scalar => {}
+                    _ => {}
                 }
             }
             body($($arg),*)

@@ -10,12 +10,14 @@ mod avx512;
 mod blocks;
 mod dequantize;
 pub(crate) mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantize;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod source;
 mod sums;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tiles;
 pub(crate) mod vq;
 
@@ -140,10 +142,7 @@ impl Kernels {
 
     /// All that this machine runs, the plain reference first.
     pub fn available() -> impl Iterator<Item = &'static Kernels> {
-        [Isa::Scalar, Isa::Avx2, Isa::Avx2Vnni, Isa::Avx512]
-            .into_iter()
-            .filter(|isa| isa.is_here())
-            .map(Kernels::of)
+        Isa::ALL.into_iter().filter(|isa| isa.is_here()).map(Kernels::of)
     }
 
     fn of(isa: Isa) -> &'static Kernels {
@@ -154,6 +153,12 @@ impl Kernels {
             Isa::Avx2Vnni => &avx2::VNNI_KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &neon::NEON,
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd => &neon::DOT_PROD,
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm => &neon::I8MM,
             _ => &scalar::KERNELS,
         }
     }

@@ -34,6 +34,7 @@ macro_rules! float_tiles {
 
 /// Defines tile functions for quantised types: of a dot product of a weight row with one activation row, and of a
 /// tile function for several.
+#[cfg(target_arch = "x86_64")]
 macro_rules! quant_tiles {
     ($features:literal, $($name:ident: $dot:expr, $several:expr;)+) => {$(
         /// # Safety
@@ -53,4 +54,6 @@ macro_rules! quant_tiles {
     )+};
 }
 
-pub(super) use {float_tiles, quant_tiles};
+pub(super) use float_tiles;
+#[cfg(target_arch = "x86_64")]
+pub(super) use quant_tiles;
