@@ -38,6 +38,9 @@ pub enum Error {
         /// What is there.
         found: &'static str,
     },
+    /// A file of tenants that cannot be read as text.
+    #[error("it cannot be read")]
+    TenantsFile(#[source] std::io::Error),
     /// Others could reach the server, and nothing protects the line.
     #[error(
         "{0} can be reached from other machines: give --tls-cert and --tls-key, or say --insecure \

@@ -41,6 +41,7 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) connections_idle: Counter,
     pub(crate) connections_unread: Counter,
+    pub(crate) tokens_stale: Gauge,
     requests: Family<Outcome, Counter>,
     latency: Family<Layer, Histogram, fn() -> Histogram>,
 }
@@ -73,6 +74,7 @@ impl Metrics {
             connections_refused: Counter::default(),
             connections_idle: Counter::default(),
             connections_unread: Counter::default(),
+            tokens_stale: Gauge::default(),
             requests: Family::default(),
             // 125 us to 4 s.
             latency: Family::new_with_constructor(|| {
@@ -103,6 +105,9 @@ impl Metrics {
         all.register("connections_idle_closed", help, self.connections_idle.clone());
         let help = "Connections closed whose peer did not read its answers";
         all.register("connections_unread_closed", help, self.connections_unread.clone());
+        let help =
+            "1 while the file of tokens is of no use, and the last ones that it had stay good";
+        all.register("tokens_stale", help, self.tokens_stale.clone());
         let help = "Forward calls, and any without a good token, by gRPC status: UNAVAILABLE is a \
                     full queue, RESOURCE_EXHAUSTED a quota";
         all.register("requests", help, self.requests.clone());

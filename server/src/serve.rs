@@ -145,6 +145,13 @@ impl ExpertServer {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let drain_timeout = self.drain_timeout;
+        let (tenants, metrics) = (self.tenants.clone(), self.metrics.clone());
+        let watching = async {
+            match &tenants {
+                Some(tenants) => tenants.watch(&metrics).await,
+                None => pending().await,
+            }
+        };
         let incoming = limit(incoming, self.limits, self.metrics.clone());
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
@@ -171,6 +178,7 @@ impl ExpertServer {
                 Ok(())
             }
             () = compute_ended => Err(Error::ComputeStopped),
+            never = watching => match never {},
         }
     }
 

@@ -1,6 +1,9 @@
 //! Who may ask, and how much.
 
-use std::sync::{Arc, Mutex};
+use std::convert::Infallible;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use subtle::ConstantTimeEq as _;
@@ -17,9 +20,15 @@ use crate::{Error, Result};
 /// A shorter token could be guessed.
 const MIN_TOKEN_BYTES: usize = 16;
 
+/// How often a file of tenants is read again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Those who may ask, each with a bearer token and perhaps a quota.
 #[derive(Clone, Debug)]
-pub struct Tenants(Vec<Arc<Tenant>>);
+pub struct Tenants {
+    known: Arc<RwLock<Vec<Arc<Tenant>>>>,
+    file: Option<PathBuf>,
+}
 
 /// One of them.
 pub(crate) struct Tenant {
@@ -35,41 +44,96 @@ impl Tenants {
     /// # Errors
     /// [`Error::Tenants`] with the line, for anything else; a name or a token that comes twice; no tenant at all.
     pub fn parse(text: &str) -> Result<Tenants> {
-        let mut tenants: Vec<Arc<Tenant>> = Vec::new();
-        for (line, text) in (1..).zip(text.lines()) {
-            let text = text.trim();
-            if text.is_empty() || text.starts_with('#') {
-                continue;
+        let known = Arc::new(RwLock::new(parse(text)?));
+        Ok(Tenants { known, file: None })
+    }
+
+    /// Those of a file, which is read again every 2 s while a server serves: tokens that are no longer there count for
+    /// nothing from then on. A file that cannot be used changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::TenantsFile`] for one that cannot be read as text, and those of [`Tenants::parse`].
+    pub fn read(path: &Path) -> Result<Tenants> {
+        let known = Arc::new(RwLock::new(read(path)?));
+        Ok(Tenants { known, file: Some(path.to_owned()) })
+    }
+
+    /// Follows the file, if there is one. Never returns.
+    pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
+        let Some(path) = &self.file else { return pending().await };
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let (file, was_stale) = (path.display(), metrics.tokens_stale.get() == 1);
+            let fresh = read(path);
+            metrics.tokens_stale.set(fresh.is_err().into());
+            match fresh.map(|fresh| self.adopt(fresh)) {
+                Ok(changed) if changed || was_stale => tracing::info!("{file}: read again"),
+                Err(error) if !was_stale => {
+                    let error: &dyn std::error::Error = &error;
+                    tracing::error!(
+                        error,
+                        "{file}: of no use; the tokens that it had last stay good"
+                    );
+                }
+                _ => {}
             }
-            let tenant = Tenant::parse(text).and_then(|tenant| {
-                let twice =
-                    tenants.iter().any(|t| t.name == tenant.name || t.token == tenant.token);
-                if twice { Err("a name or a token for the second time") } else { Ok(tenant) }
-            });
-            tenants.push(Arc::new(tenant.map_err(|found| Error::Tenants { line, found })?));
         }
-        if tenants.is_empty() {
-            return Err(Error::Tenants { line: 1, found: "nobody in the whole file" });
+    }
+
+    /// Makes the tenants those of `fresh`; who has not changed keeps its quota as far as it is used up. Whether anything
+    /// has changed.
+    fn adopt(&self, mut fresh: Vec<Arc<Tenant>>) -> bool {
+        let mut known = self.known.write().expect("nothing panics under this lock");
+        let mut changed = fresh.len() != known.len();
+        for tenant in &mut fresh {
+            match known.iter().find(|known| known.is_as(tenant)) {
+                Some(known) => *tenant = known.clone(),
+                None => changed = true,
+            }
         }
-        Ok(Tenants(tenants))
+        *known = fresh;
+        changed
     }
 
     /// Whose bearer token the metadata have. Looks at every token in full, so that the time tells nothing about them
     /// but their length.
-    fn authenticate(&self, metadata: &MetadataMap) -> Result<&Arc<Tenant>, Status> {
+    fn authenticate(&self, metadata: &MetadataMap) -> Result<Arc<Tenant>, Status> {
         let given =
             metadata.get("authorization").map_or(&b""[..], |value| value.as_encoded_bytes());
         let given = given.strip_prefix(b"Bearer ").unwrap_or_default();
         let mut found = None;
-        for tenant in &self.0 {
+        for tenant in self.known.read().expect("nothing panics under this lock").iter() {
             if bool::from(tenant.token.as_bytes().ct_eq(given)) {
-                found = Some(tenant);
+                found = Some(tenant.clone());
             }
         }
         found.ok_or_else(|| {
             Status::unauthenticated("authorization: expected a bearer token of this server's")
         })
     }
+}
+
+fn read(path: &Path) -> Result<Vec<Arc<Tenant>>> {
+    parse(&std::fs::read_to_string(path).map_err(Error::TenantsFile)?)
+}
+
+fn parse(text: &str) -> Result<Vec<Arc<Tenant>>> {
+    let mut tenants: Vec<Arc<Tenant>> = Vec::new();
+    for (line, text) in (1..).zip(text.lines()) {
+        let text = text.trim();
+        if text.is_empty() || text.starts_with('#') {
+            continue;
+        }
+        let tenant = Tenant::parse(text).and_then(|tenant| {
+            let twice = tenants.iter().any(|t| t.name == tenant.name || t.token == tenant.token);
+            if twice { Err("a name or a token for the second time") } else { Ok(tenant) }
+        });
+        tenants.push(Arc::new(tenant.map_err(|found| Error::Tenants { line, found })?));
+    }
+    if tenants.is_empty() {
+        return Err(Error::Tenants { line: 1, found: "nobody in the whole file" });
+    }
+    Ok(tenants)
 }
 
 impl Tenant {
@@ -87,6 +151,11 @@ impl Tenant {
             return Err("a token of fewer than 16 characters");
         }
         Ok(Tenant { name: name.to_owned(), token: token.to_owned(), quota })
+    }
+
+    fn is_as(&self, other: &Tenant) -> bool {
+        let rate = |tenant: &Tenant| tenant.quota.as_ref().map(|quota| quota.rate);
+        self.name == other.name && self.token == other.token && rate(self) == rate(other)
     }
 
     /// Takes `rows` from the quota.
@@ -159,7 +228,6 @@ impl Interceptor for Door {
             let tenant = tenants.authenticate(request.metadata()).inspect_err(|status| {
                 self.metrics.request(status.code(), None);
             })?;
-            let tenant = tenant.clone();
             request.extensions_mut().insert(tenant);
         }
         Ok(request)

@@ -4,6 +4,7 @@ mod common;
 
 use std::convert::Infallible;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -33,6 +34,21 @@ fn with_token<T>(message: T, token: &str) -> Request<T> {
     request
 }
 
+async fn code(server: &mut Running, token: &str) -> Code {
+    let described = server.client.describe(with_token(DescribeRequest {}, token)).await;
+    described.map_or_else(|status| status.code(), |_| Code::Ok)
+}
+
+/// Asks until the answer is this.
+async fn until(server: &mut Running, token: &str, expected: Code) {
+    let asking = async {
+        while code(server, token).await != expected {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, asking).await.expect("it comes to that");
+}
+
 fn tenants() -> ServerConfig {
     let tenants = Tenants::parse(&format!("heart {HEART}\nlung {LUNG} 10")).unwrap();
     ServerConfig { tenants: Some(tenants), ..config(&demo()) }
@@ -41,11 +57,11 @@ fn tenants() -> ServerConfig {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_only_health_is_told() {
     let mut server = start(tenants()).await;
-    let code = |result: Result<_, tonic::Status>| result.map(|_| ()).unwrap_err().code();
-    assert_eq!(code(server.client.describe(DescribeRequest {}).await), Code::Unauthenticated);
-    let wrong = with_token(DescribeRequest {}, "heart-0123456789abcdeX");
-    assert_eq!(code(server.client.describe(wrong).await), Code::Unauthenticated);
-    server.client.describe(with_token(DescribeRequest {}, HEART)).await.unwrap();
+    let nobody = server.client.describe(DescribeRequest {}).await.unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+    let wrong = code(&mut server, "heart-0123456789abcdeX").await;
+    assert_eq!(wrong, Code::Unauthenticated);
+    assert_eq!(code(&mut server, HEART).await, Code::Ok);
 
     let mut reflection = ServerReflectionClient::new(server.channel.clone());
     let refused = reflection.server_reflection_info(tokio_stream::empty()).await.unwrap_err();
@@ -70,6 +86,53 @@ async fn a_greedy_tenant_is_sent_away_and_the_other_is_not() {
     }
     assert_eq!(server.metric(r#"requests_total{code="RESOURCE_EXHAUSTED",tenant="lung"}"#), 1.0);
     assert_eq!(server.metric(r#"requests_total{code="OK",tenant="heart"}"#), 3.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_change_with_their_file() {
+    let directory = tempfile::tempdir().unwrap();
+    // As Kubernetes mounts a secret: the file is a link through a link, which is replaced by a rename.
+    let put = |version: &str, text: &str| {
+        let at = |name: &str| directory.path().join(name);
+        std::fs::create_dir(at(version)).unwrap();
+        std::fs::write(at(version).join("tokens"), text).unwrap();
+        symlink(version, at("..data_tmp")).unwrap();
+        std::fs::rename(at("..data_tmp"), at("..data")).unwrap();
+    };
+    put("1", &format!("heart {HEART}\n"));
+    let file = directory.path().join("tokens");
+    symlink("..data/tokens", &file).unwrap();
+    let tenants = Some(Tenants::read(&file).unwrap());
+    let mut server = start(ServerConfig { tenants, ..config(&demo()) }).await;
+    assert_eq!(code(&mut server, HEART).await, Code::Ok);
+    assert_eq!(code(&mut server, LUNG).await, Code::Unauthenticated);
+
+    put("2", &format!("lung {LUNG}\n"));
+    until(&mut server, LUNG, Code::Ok).await;
+    assert_eq!(
+        code(&mut server, HEART).await,
+        Code::Unauthenticated,
+        "on a connection that it had"
+    );
+
+    for broken in ["lung short\n", ""] {
+        std::fs::write(directory.path().join("2/tokens"), broken).unwrap();
+        let noticed = async {
+            while server.metric("tokens_stale") == 0.0 {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(LONG, noticed).await.expect("it is noticed");
+        assert_eq!(code(&mut server, LUNG).await, Code::Ok);
+        assert_eq!(code(&mut server, HEART).await, Code::Unauthenticated);
+
+        std::fs::write(directory.path().join("2/tokens"), format!("lung {LUNG}\nheart {HEART}"))
+            .unwrap();
+        until(&mut server, HEART, Code::Ok).await;
+        assert_eq!(server.metric("tokens_stale"), 0.0);
+        std::fs::write(directory.path().join("2/tokens"), format!("lung {LUNG}\n")).unwrap();
+        until(&mut server, HEART, Code::Unauthenticated).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -137,6 +137,19 @@ fn a_bad_file_of_tokens_is_named_with_its_line() {
 }
 
 #[test]
+fn a_file_of_tokens_that_goes_bad_is_named_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    std::fs::write(&path, "heart 0123456789abcdef\n").unwrap();
+    let mut server = Running::start(&["--token-file", path.to_str().unwrap()]);
+    std::fs::write(&path, "heart 0123456789abcdef\nlung short\n").unwrap();
+    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
+    let line = log.find(|line| line.as_ref().unwrap().contains("ERROR")).unwrap().unwrap();
+    assert!(line.contains(path.to_str().unwrap()) && line.contains("line 2"), "{line}");
+    assert!(!line.contains("0123456789abcdef"), "{line}");
+}
+
+#[test]
 fn beyond_loopback_it_wants_tls_or_insecure() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:7070"] {
         let stderr = refused(&demo(), &["--listen", address]);

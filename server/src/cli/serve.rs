@@ -48,7 +48,8 @@ pub(crate) struct Serve {
     /// Admit only devices with a certificate of this authority (PEM)
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
-    /// Admit only those with a bearer token of this file: lines of NAME TOKEN [ROWS A SECOND]
+    /// Admit only those with a bearer token of this file: lines of NAME TOKEN [ROWS A SECOND],
+    /// read again as it changes
     #[arg(long, value_name = "FILE", env = "OUTRIGGER_TOKENS")]
     token_file: Option<PathBuf>,
     /// Listen beyond this machine without TLS: anyone on the way can read the activations
@@ -154,10 +155,7 @@ impl Serve {
 }
 
 fn tenants(path: &Path) -> anyhow::Result<Tenants> {
-    let text = std::str::from_utf8(&read(path)?).map(Tenants::parse);
-    text.context("not UTF-8")
-        .and_then(|parsed| Ok(parsed?))
-        .with_context(|| format!("cannot use the tokens of {}", path.display()))
+    Tenants::read(path).with_context(|| format!("cannot use the tokens of {}", path.display()))
 }
 
 /// Lets Prometheus see the server.

@@ -77,7 +77,8 @@ async fn a_quota_is_what_flows_in_a_second_and_debts_are_paid() {
 #[tokio::test(start_paused = true)]
 async fn whoever_is_over_the_quota_is_told_when_to_come_back() {
     let tenants = tenants();
-    let [heart, lung] = &tenants.0[..] else { panic!("two tenants") };
+    let known = tenants.known.read().unwrap();
+    let [heart, lung] = &known[..] else { panic!("two tenants") };
     lung.take(200).unwrap();
     let status = lung.take(1).unwrap_err();
     assert_eq!(status.code(), Code::ResourceExhausted);
@@ -85,4 +86,19 @@ async fn whoever_is_over_the_quota_is_told_when_to_come_back() {
     assert!(!format!("{tenants:?} {status}").contains(LUNG));
     heart.take(1_000_000).unwrap();
     heart.take(1_000_000).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_not_changed_keeps_a_quota_that_is_used_up() {
+    let tenants = tenants();
+    let named = |name: &str| {
+        let known = tenants.known.read().unwrap();
+        known.iter().find(|tenant| tenant.name == name).unwrap().clone()
+    };
+    named("lung").take(1000).unwrap();
+    named("lung").take(1).unwrap_err();
+    assert!(!tenants.adopt(parse(&format!("lung {LUNG} 100\nheart {HEART}")).unwrap()));
+    named("lung").take(1).unwrap_err();
+    assert!(tenants.adopt(parse(&format!("lung {LUNG} 200")).unwrap()), "heart has left");
+    named("lung").take(1).unwrap();
 }
