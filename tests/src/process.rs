@@ -15,7 +15,11 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts the real binary and waits until it says where it listens; port 0 is any.
     pub fn start(model: &Path, port: u16) -> ServerProcess {
-        let listen = SocketAddr::from(([127, 0, 0, 1], port));
+        ServerProcess::start_at(model, SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    /// The same, with any address of this machine.
+    pub fn start_at(model: &Path, listen: SocketAddr) -> ServerProcess {
         let mut child = Command::new(binary())
             .arg("-m")
             .arg(model)
