@@ -29,6 +29,7 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the server did since its start.
 pub struct Metrics {
     registry: Registry,
+    resident_memory: Gauge,
     pub(crate) rows: Counter,
     pub(crate) expert_rows: Counter,
     pub(crate) batches: Counter,
@@ -61,7 +62,8 @@ struct Layer {
 impl Metrics {
     pub(crate) fn new() -> Metrics {
         let mut metrics = Metrics {
-            registry: Registry::with_prefix("outrigger_server"),
+            registry: Registry::default(),
+            resident_memory: Gauge::default(),
             rows: Counter::default(),
             expert_rows: Counter::default(),
             batches: Counter::default(),
@@ -86,7 +88,11 @@ impl Metrics {
     }
 
     fn register(&mut self) {
-        let all = &mut self.registry;
+        if resident_memory().is_some() {
+            let (name, help) = ("process_resident_memory", "Memory, pages of the model included");
+            self.registry.register_with_unit(name, help, Unit::Bytes, self.resident_memory.clone());
+        }
+        let all = self.registry.sub_registry_with_prefix("outrigger_server");
         all.register("rows", "Rows of activations computed", self.rows.clone());
         all.register("expert_rows", "Rows times experts computed", self.expert_rows.clone());
         all.register("batches", "Batches computed", self.batches.clone());
@@ -129,10 +135,19 @@ impl Metrics {
 
     /// The OpenMetrics text of it all.
     pub fn text(&self) -> String {
+        self.resident_memory.set(resident_memory().unwrap_or(0));
         let mut out = String::new();
         text::encode(&mut out, &self.registry).expect("a string takes everything");
         out
     }
+}
+
+/// Bytes, from `VmRSS: N kB` in `/proc/self/status`; `None` where there is no such file.
+fn resident_memory() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: i64 = line.split_ascii_whitespace().next()?.parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Answers `GET /metrics` on `listener` with what `text` says then; never returns.

@@ -1,12 +1,18 @@
-//! The load generator: what it counts is what the server did.
+//! The load generator, whose counts are what the server did, and more load than a server can bear.
 
 mod common;
 
 use std::process::{Command, Output};
 
 use common::*;
-use outrigger_server::{ServerConfig, Tenants};
+use outrigger_experts::Model;
+use outrigger_proto::v1::Encoding;
+use outrigger_server::{ServerConfig, Tenants, serve_metrics};
 use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, sleep};
+use tonic::Code;
 
 /// The steps that `load` prints.
 async fn load(url: &str, args: &[&str]) -> Vec<Value> {
@@ -24,7 +30,11 @@ async fn load(url: &str, args: &[&str]) -> Vec<Value> {
 async fn a_step_for_each_number_of_devices() {
     let part = ServerConfig { layers: Some(1..=4), experts: Some(3..=9), ..config(&demo()) };
     let server = start(part).await;
-    let steps = load(&server.url, &["--devices", "1,5", "-k", "4"]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap().to_string();
+    let metrics = server.metrics.clone();
+    tokio::spawn(serve_metrics(listener, move || metrics.text()));
+    let steps = load(&server.url, &["--devices", "1,5", "-k", "4", "--metrics", &at]).await;
     assert_eq!(steps.iter().map(|step| &step["devices"]).collect::<Vec<_>>(), [1, 5]);
     for step in steps {
         // Only what the server holds is asked for, so that nothing is refused and everything counts.
@@ -32,6 +42,9 @@ async fn a_step_for_each_number_of_devices() {
         let number = |field: &str| step[field].as_f64().unwrap();
         assert!(number("rows_per_s") >= 4.0 && number("rows_per_s") % 4.0 == 0.0, "{step}");
         assert!(0.0 < number("p50_ms") && number("p50_ms") <= number("p99_ms"), "{step}");
+        // Of this process, which has the server in it: more than a page, less than the machine.
+        let machine = outrigger_experts::memory_limit().unwrap_or(u64::MAX) as f64;
+        assert!((4096.0..machine).contains(&number("server_memory")), "{step}");
     }
 }
 
@@ -42,6 +55,55 @@ async fn a_full_queue_shows_as_shed_and_not_as_errors() {
     assert!(steps[0]["shed"].as_u64().unwrap() > 0, "{}", steps[0]);
     assert_eq!(steps[0]["errors"], 0);
     assert!(steps[0]["rows_per_s"].as_f64().unwrap() > 0.0, "{}", steps[0]);
+}
+
+/// Ten times as many rows as may wait, at once: each call is answered, rightly or with a time to return, and nothing of
+/// the burst is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_burst_the_queue_is_empty_and_answers_are_right() {
+    let model = Model::open(&demo()).unwrap();
+    let limits = ServerConfig { queue_rows: 64, max_streams: 256, ..config(&demo()) };
+    let mut server = start(ServerConfig { threads: 1, ..limits }).await;
+    let job = |seed: u64| Job::random(&model, seed as u32 % 6, 4, 8, seed);
+    let requests: Vec<_> = (0..160).map(|seed| job(seed).request(&model, Encoding::Q80)).collect();
+    // Something to compute until the burst is there.
+    let long = Job::random(&model, 0, 512, 32, 1).request(&model, Encoding::Q80);
+    let mut client = server.client.clone();
+    let long = tokio::spawn(async move { client.forward(long).await });
+    while server.metric("received_bytes_total") < 100e3 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let mut burst = JoinSet::new();
+    for (seed, request) in (0..).zip(requests) {
+        let mut client = server.client.clone();
+        burst.spawn(async move { (seed, client.forward(request).await) });
+    }
+    let (mut answered, mut shed) = (0, 0);
+    while let Some(call) = burst.join_next().await {
+        match call.unwrap() {
+            (seed, Ok(answer)) => {
+                assert_eq!(sums(&model, answer.get_ref()), job(seed).local(&model, |_| true));
+                answered += 1;
+            }
+            (_, Err(status)) => {
+                assert_eq!(status.code(), Code::Unavailable, "{status}");
+                assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
+                shed += 1;
+            }
+        }
+    }
+    long.await.unwrap().unwrap();
+    assert!(shed > 0 && answered > 0, "{shed} sent away, {answered} answered");
+    assert_eq!(server.metric("queue_rows"), 0.0);
+    let requests =
+        |code: &str| server.metric(&format!("requests_total{{code=\"{code}\",tenant=\"\"}}"));
+    assert_eq!(
+        (requests("OK"), requests("UNAVAILABLE")),
+        (1.0 + f64::from(answered), f64::from(shed))
+    );
+    assert_eq!(server.metric("rows_total"), 512.0 + 4.0 * f64::from(answered));
+    let one = server.client.forward(job(7).request(&model, Encoding::Q80)).await.unwrap();
+    assert_eq!(sums(&model, one.get_ref()), job(7).local(&model, |_| true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

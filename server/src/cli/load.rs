@@ -2,13 +2,17 @@
 
 mod device;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use outrigger_experts::Budget;
 use outrigger_proto::v1::DescribeRequest;
 use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -37,6 +41,9 @@ pub(crate) struct Load {
     /// Experts that a row is routed to in each layer
     #[arg(short = 'k', long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u16).range(1..))]
     top_k: u16,
+    /// Where the server's `--metrics` listens, to tell its memory after each step
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// Certificate authority (PEM) for an https server [default: the system's]
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
@@ -64,6 +71,9 @@ struct Step {
     shed: u64,
     /// Calls that failed otherwise.
     errors: u64,
+    /// Bytes that the server's process has in memory after the step, the model's pages included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_memory: Option<u64>,
 }
 
 impl Load {
@@ -75,15 +85,25 @@ impl Load {
         let described = client.describe(DescribeRequest {}).await.with_context(no_answer)?;
         let work = Work::of(described.get_ref(), self.top_k, self.seed)?;
         if !self.json {
-            println!("devices       rows/s    p50 ms    p99 ms      shed    errors");
+            println!("devices       rows/s    p50 ms    p99 ms      shed    errors    memory");
         }
         for &devices in &self.devices {
-            let step = self.step(&dial, &work, devices).await?;
+            let mut step = self.step(&dial, &work, devices).await?;
+            step.server_memory = match self.metrics {
+                Some(at) => Some(server_memory(at).await?),
+                None => None,
+            };
             match self.json {
                 true => println!("{}", serde_json::to_string(&step)?),
                 false => println!(
-                    "{:>7} {:>12.1} {:>9.2} {:>9.2} {:>9} {:>9}",
-                    step.devices, step.rows_per_s, step.p50_ms, step.p99_ms, step.shed, step.errors
+                    "{:>7} {:>12.1} {:>9.2} {:>9.2} {:>9} {:>9} {:>9}",
+                    step.devices,
+                    step.rows_per_s,
+                    step.p50_ms,
+                    step.p99_ms,
+                    step.shed,
+                    step.errors,
+                    step.server_memory.map_or("-".to_owned(), |n| Budget::Bytes(n).to_string()),
                 ),
             }
         }
@@ -126,6 +146,7 @@ impl Tally {
             p99_ms: self.percentile_ms(99),
             shed: self.shed,
             errors: self.errors,
+            server_memory: None,
         }
     }
 
@@ -135,4 +156,19 @@ impl Tally {
         let latency = self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or_default();
         latency.as_secs_f64() * 1e3
     }
+}
+
+/// The server's memory, as its metrics tell it.
+async fn server_memory(at: SocketAddr) -> anyhow::Result<u64> {
+    const NAME: &str = "process_resident_memory_bytes ";
+    let scrape = async {
+        let mut stream = TcpStream::connect(at).await?;
+        stream.write_all(format!("GET /metrics HTTP/1.1\r\nhost: {at}\r\n\r\n").as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok::<_, std::io::Error>(text)
+    };
+    let text = scrape.await.with_context(|| format!("--metrics {at} does not answer"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(NAME)?.parse().ok());
+    value.with_context(|| format!("--metrics {at}: found no {NAME}among the metrics"))
 }
