@@ -37,5 +37,5 @@ pub use model::{
 pub use pool::Pool;
 pub use quant::{ActFormat, Kernels, cpu_features, dequantize, quantize};
 pub use store::{CacheStats, ExpertStore, Pinned, Refused, Residency};
-pub use tensor::Tensor;
+pub use tensor::{Tensor, checksum};
 pub use types::{GgmlType, Mat};

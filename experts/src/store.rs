@@ -285,6 +285,7 @@ impl ExpertStore {
         let started = Instant::now();
         let read = pages.populate(expert);
         let took = started.elapsed();
+        let read = read.and_then(|()| self.model.experts[layer].check(expert.into()));
 
         let mut state = self.lock();
         match read {
@@ -305,7 +306,7 @@ impl ExpertStore {
         self.give_back(&mut state, layer, &evicted);
     }
 
-    /// The file has no such expert any more, now and later.
+    /// The file has no such expert any more, or other bytes than were written, now and later.
     fn lose(&self, state: &mut State, layer: usize, expert: u16, why: Error) {
         let presence = &mut state.presence[layer][expert as usize];
         if std::mem::replace(presence, Presence::Lost) == Presence::Lost {

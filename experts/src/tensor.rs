@@ -1,8 +1,9 @@
 //! A tensor: a typed, named range of a mapped file.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::error::{Mismatch, Result};
 use crate::map::Mapping;
 use crate::quant::dequantize;
 use crate::types::{GgmlType, Mat};
@@ -15,6 +16,21 @@ pub struct Tensor {
     dims: Dims,
     mapping: Arc<Mapping>,
     range: Range<usize>,
+    seal: Option<Arc<Seal>>,
+}
+
+/// What the bytes of a tensor are known by, and whether they are right, once that was looked at.
+#[derive(Debug)]
+struct Seal {
+    checksum: u64,
+    sound: OnceLock<bool>,
+}
+
+/// The first eight bytes of the BLAKE3 hash, little-endian.
+pub fn checksum(bytes: &[u8]) -> u64 {
+    let hash = blake3::hash(bytes);
+    let (first, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+    u64::from_le_bytes(*first)
 }
 
 impl Tensor {
@@ -26,7 +42,7 @@ impl Tensor {
         mapping: Arc<Mapping>,
         range: Range<usize>,
     ) -> Tensor {
-        let tensor = Tensor { name, ty, dims, mapping, range };
+        let tensor = Tensor { name, ty, dims, mapping, range, seal: None };
         debug_assert_eq!(tensor.row_bytes() * tensor.rows(), tensor.byte_len());
         tensor
     }
@@ -88,7 +104,7 @@ impl Tensor {
         let bytes = self.byte_len() / experts;
         let start = self.range.start + e * bytes;
         let dims = Dims::new(&[cols, rows]).expect("two dimensions");
-        Tensor { dims, range: start..start + bytes, ..self.clone() }
+        Tensor { dims, range: start..start + bytes, seal: None, ..self.clone() }
     }
 
     /// A range of rows, as a matrix.
@@ -105,7 +121,7 @@ impl Tensor {
         let row = self.row_bytes();
         let range = self.range.start + rows.start * row..self.range.start + rows.end * row;
         let dims = Dims::new(&[self.cols(), rows.len()]).expect("two dimensions");
-        Tensor { dims, range, ..self.clone() }
+        Tensor { dims, range, seal: None, ..self.clone() }
     }
 
     /// The same values under other dimensions, of the same row length and number of rows.
@@ -113,6 +129,34 @@ impl Tensor {
         let dims = Dims::new(dims).expect("one to four dimensions");
         debug_assert_eq!(dims.iter().product::<usize>(), self.dims.iter().product());
         Tensor { dims, ..self }
+    }
+
+    /// The same tensor, whose bytes are to have this checksum.
+    pub(crate) fn sealed(self, checksum: u64) -> Tensor {
+        Tensor { seal: Some(Arc::new(Seal { checksum, sound: OnceLock::new() })), ..self }
+    }
+
+    /// Whether the file still has the bytes, and, the first time, whether they are those that were written. Touching what
+    /// was cut off kills the process.
+    ///
+    /// # Errors
+    /// [`Error::Truncated`](crate::Error::Truncated); [`Error::Tensor`](crate::Error::Tensor) where the checksum is another.
+    pub fn check(&self) -> Result<()> {
+        self.mapping.check_length(self.range.end)?;
+        let Some(seal) = &self.seal else { return Ok(()) };
+        let look = || {
+            let sound = checksum(self.bytes()) == seal.checksum;
+            if !sound {
+                let (tensor, path) = (self.name(), self.mapping.path().display());
+                tracing::warn!(tensor, %path, "bytes went bad: the expert is as good as missing");
+            }
+            sound
+        };
+        if *seal.sound.get_or_init(look) {
+            return Ok(());
+        }
+        let mismatch = Mismatch::new("bytes of another checksum", "those that were written");
+        Err(mismatch.in_tensor(self.mapping.path(), &self.name))
     }
 
     /// The tensor as a matrix of `rows()` rows.

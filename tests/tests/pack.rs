@@ -1,5 +1,7 @@
 //! A pack on the device and the full model on the server are one model; offline, the pack speaks for itself.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +10,7 @@ use half::f16;
 use outrigger::pack::{Choice, PackConfig, Packed, Summary, pack};
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Model, Prediction};
 use outrigger_experts::gguf::{Layout, Writer};
-use outrigger_experts::{GgmlType, StandIn, Tensor};
+use outrigger_experts::{ExpertStore, GgmlType, StandIn, Tensor};
 use outrigger_server::{ExpertServer, ServerConfig};
 use outrigger_tests::fixtures::{demo_model, repository, tiny_model, tokens};
 use outrigger_tests::loopback::LoopbackServer;
@@ -184,6 +186,80 @@ async fn stand_ins_serve_what_a_cache_misses() {
     let with = all_logits(&with, &ids, 1).await;
     let (without, with) = (quality(&without, &exact, &ids), quality(&with, &exact, &ids));
     assert!(with.0 < 0.5 * without.0 && with.1 > without.1 + 0.1, "{with:?} {without:?}");
+}
+
+/// Turns one bit in the middle of a tensor over.
+fn damage(tensor: &Tensor) {
+    let file = File::options().read(true).write(true).open(tensor.mapping().path());
+    let (file, middle) = (file.expect("it is there"), tensor.range().start + tensor.byte_len() / 2);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle as u64).expect("it is that long");
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, middle as u64).expect("room");
+}
+
+/// One tensor of what a pack has of an expert.
+fn a_tensor(standin: &StandIn) -> &Tensor {
+    match standin {
+        StandIn::Copy(tensors) => &tensors.down_proj,
+        StandIn::Mean(mean) => mean,
+    }
+}
+
+/// The experts of a pack of which some byte is not what was written: the exact ones as the cache sees them, and the others.
+fn bad_experts(pack: &Path) -> [Vec<(usize, usize)>; 2] {
+    let model = Arc::new(Model::open(pack).expect("it is a model"));
+    let store = ExpertStore::open(model.clone(), Budget::Fraction(1.0), Elsewhere::Absent);
+    let store = store.expect("it opens");
+    let (mut exact, mut others) = (Vec::new(), Vec::new());
+    for (layer, standins) in model.standins.iter().enumerate() {
+        let held = |e: &u16| model.experts[layer].holds(usize::from(*e));
+        let held: Vec<u16> = (0..model.spec.n_experts as u16).filter(held).collect();
+        let mut pinned = store.acquire(layer, &held).expect("they are experts");
+        while !pinned.arrivals().is_empty() {}
+        for refused in pinned.refused() {
+            let why = refused.why.to_string();
+            assert!(why.contains("pack.gguf") && why.contains("ffn_up"), "{why}");
+            exact.push((layer, usize::from(refused.expert)));
+        }
+        let standins =
+            standins.iter().enumerate().filter_map(|(e, held)| Some((e, held.as_ref()?)));
+        let bad = standins.filter(|(_, standin)| !standin.is_whole());
+        others.extend(bad.map(|(e, _)| (layer, e)));
+    }
+    [exact, others]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_that_went_bad_are_not_used() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("pack.gguf");
+    packed(&demo_model(), 0.6, &out).await;
+    assert_eq!(bad_experts(&out), [vec![], vec![]]);
+    let first = async || {
+        let mut session = greedy(&engine(&out, |_| ()).await);
+        session.push_text(TEXT).expect("it fits");
+        session.step().await.expect("a token")
+    };
+    let token = first().await;
+    assert!(token.coverage > 0.0 && token.standin > 0.0, "{token:?}");
+
+    let model = Model::open(&out).expect("it is a model");
+    let layers =
+        (0..model.spec.n_layers).flat_map(|l| (0..model.spec.n_experts).map(move |e| (l, e)));
+    let (exact, others): (Vec<_>, Vec<_>) = layers.partition(|&(l, e)| model.experts[l].holds(e));
+    let of_exact = |&(l, e): &(usize, usize)| model.experts[l].expert(e).up_proj;
+    let of_other = |&(l, e): &(usize, usize)| {
+        a_tensor(model.standins[l][e].as_ref().expect("a pack has all")).clone()
+    };
+    damage(&of_exact(&exact[3]));
+    damage(&of_other(&others[5]));
+    assert_eq!(bad_experts(&out), [vec![exact[3]], vec![others[5]]]);
+
+    exact.iter().filter(|at| **at != exact[3]).for_each(|at| damage(&of_exact(at)));
+    others.iter().filter(|at| **at != others[5]).for_each(|at| damage(&of_other(at)));
+    let token = first().await;
+    assert_eq!((token.coverage, token.standin), (0.0, 0.0), "{token:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

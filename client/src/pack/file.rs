@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use outrigger_experts::gguf::{Array, Layout, Value, Writer};
-use outrigger_experts::{GgmlType, Model, pack_names};
+use outrigger_experts::{GgmlType, Model, checksum, pack_names};
 
 use super::allocate::Choice;
 use super::work::Layer;
@@ -38,6 +38,7 @@ pub(super) fn write(
 ) -> Result<()> {
     let mut layout = Layout::new(path);
     set_metadata(&mut layout, full, about);
+    layout.set(pack_names::CHECKSUMS, checksums(full, about.choices, &layer)?);
     let trunk: Vec<_> = full.gguf.tensors().filter(|tensor| !is_expert(tensor.name())).collect();
     for tensor in &trunk {
         let ty = full.gguf.tensor(tensor.name())?.ty();
@@ -64,15 +65,7 @@ pub(super) fn write(
     }
     for (at, choices) in about.choices.iter().enumerate() {
         let layer = layer(at)?;
-        let mut rest = layer.bytes.as_slice();
-        for (e, choice) in choices.iter().enumerate() {
-            for (_, ty, dims) in tensors(full, at, e, *choice) {
-                let rows = dims.get(1).copied().unwrap_or(1);
-                let (bytes, after) = rest.split_at(ty.row_bytes(dims[0]).unwrap_or(0) * rows);
-                put(bytes)?;
-                rest = after;
-            }
-        }
+        split(full, at, choices, &layer.bytes).into_iter().flatten().try_for_each(&mut put)?;
     }
     Ok(writer.finish()?)
 }
@@ -96,6 +89,38 @@ pub(super) fn tensors(
         (pack_names::matrix(layer, part, e, ty), ty, dims.to_vec())
     });
     parts.collect()
+}
+
+/// Three an expert, as [`pack_names::CHECKSUMS`] says.
+fn checksums(
+    full: &Model,
+    choices: &[Vec<Choice>],
+    layer: impl Fn(usize) -> Result<Layer>,
+) -> Result<Vec<u64>> {
+    let mut all = Vec::new();
+    for (at, choices) in choices.iter().enumerate() {
+        for parts in split(full, at, choices, &layer(at)?.bytes) {
+            let mut of_expert = [0; 3];
+            of_expert.iter_mut().zip(parts).for_each(|(sum, bytes)| *sum = checksum(bytes));
+            all.extend(of_expert);
+        }
+    }
+    Ok(all)
+}
+
+/// The bytes of each tensor of a layer, by expert.
+fn split<'a>(full: &Model, at: usize, choices: &[Choice], bytes: &'a [u8]) -> Vec<Vec<&'a [u8]>> {
+    let mut rest = bytes;
+    let mut part = |(_, ty, dims): (String, GgmlType, Vec<usize>)| {
+        let rows = dims.get(1).copied().unwrap_or(1);
+        let (part, after) = rest.split_at(ty.row_bytes(dims[0]).unwrap_or(0) * rows);
+        rest = after;
+        part
+    };
+    let experts = choices.iter().enumerate();
+    experts
+        .map(|(e, choice)| tensors(full, at, e, *choice).into_iter().map(&mut part).collect())
+        .collect()
 }
 
 fn set_metadata(layout: &mut Layout, full: &Model, about: &About<'_>) {

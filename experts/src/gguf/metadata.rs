@@ -114,6 +114,17 @@ impl Metadata {
         })
     }
 
+    /// An array of u64.
+    ///
+    /// # Errors
+    /// [`Error::Key`] if the value is another type.
+    pub fn u64s(&self, key: &str) -> Result<Option<&[u64]>> {
+        self.typed(key, "an array of u64", |value| match value {
+            Value::Array(Array::U64(numbers)) => Some(numbers.as_slice()),
+            _ => None,
+        })
+    }
+
     /// An array of integers of any width, all of which fit.
     ///
     /// # Errors

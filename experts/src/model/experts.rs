@@ -57,9 +57,9 @@ impl ExpertTensors {
 }
 
 impl StandIn {
-    /// Whether its file is still as long as it was: touching what was cut off kills the process.
+    /// Whether [`Tensor::check`] finds nothing wrong with any of its tensors.
     pub fn is_whole(&self) -> bool {
-        self.tensors().all(|t| t.mapping().check_length(t.range().end).is_ok())
+        self.tensors().all(|tensor| tensor.check().is_ok())
     }
 
     /// The bytes of all its tensors.
@@ -114,6 +114,12 @@ impl ExpertLayer {
                 experts[e].clone().unwrap_or_else(|| panic!("the pack has no exact expert {e}"))
             }
         }
+    }
+
+    /// As [`Tensor::check`], of one expert of a pack. A full file has no checksums.
+    pub(crate) fn check(&self, e: usize) -> Result<()> {
+        let Stored::Single(experts) = &self.stored else { return Ok(()) };
+        experts[e].iter().flat_map(ExpertTensors::all).try_for_each(Tensor::check)
     }
 
     /// The bytes of one, of all its matrices, in the full file.
@@ -186,9 +192,11 @@ impl ExpertLayer {
         layer: usize,
     ) -> Result<(ExpertLayer, Vec<Option<StandIn>>)> {
         let types = read_types(loader, layer)?;
+        let checksums = read_checksums(loader, spec)?;
         let (mut exact, mut standins) = (Vec::new(), Vec::new());
         for e in 0..spec.n_experts {
-            let held = Held::load(loader, spec, layer, e)?;
+            let checksums = checksums.map(|all| all[layer * spec.n_experts + e]);
+            let held = Held::load(loader, spec, layer, e, checksums)?;
             let (tensors, standin) = match held {
                 Held::Exact(tensors) => (Some(tensors), None),
                 Held::Approximate(standin) => (None, Some(standin)),
@@ -226,6 +234,19 @@ fn read_types(loader: &Loader, layer: usize) -> Result<[GgmlType; 3]> {
     Ok(types)
 }
 
+/// Three an expert, if the pack has any.
+fn read_checksums<'a>(loader: &Loader<'a>, spec: &ModelSpec) -> Result<Option<&'a [[u64; 3]]>> {
+    let (meta, experts) = (loader.meta(), spec.n_layers * spec.n_experts);
+    let Some(checksums) = meta.u64s(pack_names::CHECKSUMS)? else { return Ok(None) };
+    match checksums.as_chunks::<3>() {
+        (of_experts, []) if of_experts.len() == experts => Ok(Some(of_experts)),
+        _ => {
+            let found = format!("{} checksums", checksums.len());
+            Err(meta.mismatch(pack_names::CHECKSUMS, found, "three an expert"))
+        }
+    }
+}
+
 /// One expert of a pack.
 enum Held {
     Exact(ExpertTensors),
@@ -233,9 +254,19 @@ enum Held {
 }
 
 impl Held {
-    fn load(loader: &mut Loader, spec: &ModelSpec, layer: usize, e: usize) -> Result<Held> {
+    fn load(
+        loader: &mut Loader,
+        spec: &ModelSpec,
+        layer: usize,
+        e: usize,
+        checksums: Option<[u64; 3]>,
+    ) -> Result<Held> {
+        let seal = |tensor: Tensor, at: usize| match checksums {
+            Some(checksums) => tensor.sealed(checksums[at]),
+            None => tensor,
+        };
         if let Some(mean) = loader.optional(&pack_names::mean(layer, e), &[spec.n_embd])? {
-            return Ok(Held::Approximate(StandIn::Mean(mean)));
+            return Ok(Held::Approximate(StandIn::Mean(seal(mean, 0))));
         }
         let mut matrix = |part: &str, dims: [usize; 2]| {
             let exact_name = pack_names::matrix(layer, part, e, GgmlType::F32);
@@ -252,9 +283,9 @@ impl Held {
             Err(loader.wrong(&exact_name, "no such tensor", expected))
         };
         let tensors = ExpertTensors {
-            gate_proj: matrix("ffn_gate", [spec.n_embd, spec.n_ff])?,
-            up_proj: matrix("ffn_up", [spec.n_embd, spec.n_ff])?,
-            down_proj: matrix("ffn_down", [spec.n_ff, spec.n_embd])?,
+            gate_proj: seal(matrix("ffn_gate", [spec.n_embd, spec.n_ff])?, 0),
+            up_proj: seal(matrix("ffn_up", [spec.n_embd, spec.n_ff])?, 1),
+            down_proj: seal(matrix("ffn_down", [spec.n_ff, spec.n_embd])?, 2),
         };
         let coded = |tensor: &Tensor| matches!(tensor.ty(), GgmlType::Vq(_));
         let exact = !tensors.all().into_iter().any(coded);

@@ -15,6 +15,10 @@ pub const MASS: &str = "outrigger.pack.mass";
 /// By layer and expert: the squared error of its weighted outputs on the calibration text over their own squared sum.
 pub const ERRORS: &str = "outrigger.pack.errors";
 
+/// By layer, expert and matrix, three an expert: the [`checksum`](crate::checksum) of its bytes. A mean output has the
+/// first of the three, and the others are 0.
+pub const CHECKSUMS: &str = "outrigger.pack.checksums";
+
 /// A matrix of one expert: `blk.3.ffn_gate.7.weight`, as the files of the first Mixtral had it, or `blk.3.ffn_gate.7.vq4`
 /// where it is coded.
 pub fn matrix(layer: usize, part: &str, e: usize, ty: GgmlType) -> String {
