@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: fixtures, servers on loopback, a simulated network.
 #![forbid(unsafe_code)]
 
+pub mod double;
 pub mod fixtures;
 pub mod loopback;
 pub mod process;
@@ -9,8 +10,9 @@ pub mod schedule;
 pub mod simulated;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use outrigger::{Engine, SamplerConfig, Session};
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, SamplerConfig, Session, Token};
 
 /// Logits of every token, `[tokens, vocab]`, computed `batch` tokens a pass.
 pub async fn all_logits(engine: &Arc<Engine>, tokens: &[u32], batch: usize) -> Vec<f32> {
@@ -21,6 +23,24 @@ pub async fn all_logits(engine: &Arc<Engine>, tokens: &[u32], batch: usize) -> V
         session.advance_all(|rows| logits.extend_from_slice(rows)).await.expect("a pass");
     }
     logits
+}
+
+/// A device with a quarter of the demo model's experts, and the others nowhere but on `servers`.
+pub fn quarter(servers: Vec<String>) -> EngineConfig {
+    let mut config = EngineConfig::new(fixtures::demo_model());
+    config.servers = servers;
+    config.expert_cache = Budget::Fraction(0.25);
+    config.elsewhere = Elsewhere::Absent;
+    config.deadline = Duration::from_secs(5);
+    config
+}
+
+/// The first token that a device has to say to a little text.
+pub async fn first_token(config: EngineConfig) -> Token {
+    let engine = Engine::open(config).await.expect("it opens");
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    session.step().await.expect("a token")
 }
 
 /// A session that always takes the likeliest token.

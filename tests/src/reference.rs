@@ -2,19 +2,18 @@
 //! at once and leaves out just those.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Policy};
 use outrigger_proto::v1::experts_client::ExpertsClient;
-use outrigger_proto::v1::experts_server::{Experts, ExpertsServer};
+use outrigger_proto::v1::experts_server::Experts;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse, ForwardRequest, ForwardResponse};
-use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
+use crate::double::serve;
 use crate::greedy;
 use crate::loopback::LoopbackServer;
 
@@ -28,7 +27,6 @@ pub struct Reference {
     /// By the rows of settled history, the rows behind it, and what these missed.
     known: BTreeMap<(Vec<u32>, usize, Missing), Outcome>,
     _server: LoopbackServer,
-    _between: JoinHandle<()>,
 }
 
 /// What came of a pass.
@@ -48,13 +46,7 @@ impl Reference {
         let channel = Endpoint::from_shared(format!("http://{}", server.address));
         let channel = channel.expect("an address").connect_lazy();
         let between = Between { inner: ExpertsClient::new(channel), missing: missing.clone() };
-        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");
-        let address = incoming.local_addr().expect("it is bound");
-        let serving = tonic::transport::Server::builder().add_service(ExpertsServer::new(between));
-        let between = tokio::spawn(async move {
-            serving.serve_with_incoming(incoming).await.expect("it serves");
-        });
+        let address = serve(between).await;
         let mut config = EngineConfig::new(model);
         config.servers = vec![address.to_string()];
         config.expert_cache = Budget::Bytes(0);
@@ -63,7 +55,7 @@ impl Reference {
         config.deadline = Duration::from_secs(60);
         config.threads = 1;
         let engine = Engine::open(config).await.expect("the model opens");
-        Reference { engine, missing, known: BTreeMap::new(), _server: server, _between: between }
+        Reference { engine, missing, known: BTreeMap::new(), _server: server }
     }
 
     /// The outcome of a pass over all of `ids` behind the first `settled`, which are exact.

@@ -4,35 +4,20 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Model};
-use outrigger_proto::v1::experts_server::{Experts, ExpertsServer};
-use outrigger_proto::v1::{
-    DescribeRequest, DescribeResponse, ForwardRequest, ForwardResponse, Held,
-};
+use outrigger::{Engine, EngineConfig};
+use outrigger_proto::v1::ForwardRequest;
 use outrigger_server::{ServerConfig, Tenants};
+use outrigger_tests::double::pretend;
 use outrigger_tests::loopback::LoopbackServer;
-use outrigger_tests::{fixtures, greedy};
+use outrigger_tests::{first_token, fixtures, greedy, quarter};
 use tokio::task::JoinSet;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 
 const TOKEN: &str = "a-token-of-this-device";
 
 fn config(address: SocketAddr, token: Option<&str>) -> EngineConfig {
-    let mut config = EngineConfig::new(fixtures::demo_model());
-    config.servers = vec![address.to_string()];
-    config.token = token.map(|token| token.parse().expect("a token"));
-    config.expert_cache = Budget::Fraction(0.25);
-    config.elsewhere = Elsewhere::Absent;
-    config.deadline = Duration::from_secs(5);
-    config
-}
-
-async fn first_coverage(config: EngineConfig) -> (f32, Option<String>) {
-    let engine = Engine::open(config).await.expect("it opens");
-    let mut session = greedy(&engine);
-    session.push_text("Once upon a time").expect("it fits");
-    let token = session.step().await.expect("a token");
-    (token.coverage, token.fault)
+    let token = token.map(|token| token.parse().expect("a token"));
+    EngineConfig { token, ..quarter(vec![address.to_string()]) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,12 +26,12 @@ async fn only_a_device_that_is_known_is_served() {
     let model = fixtures::demo_model();
     let known = ServerConfig { tenants: Some(tenants), ..LoopbackServer::config(&model) };
     let server = LoopbackServer::start_with(known, None).await;
-    let (coverage, fault) = first_coverage(config(server.address, Some(TOKEN))).await;
-    assert_eq!(coverage, 1.0, "{fault:?}");
+    let first = first_token(config(server.address, Some(TOKEN))).await;
+    assert_eq!(first.coverage, 1.0, "{first:?}");
     for token in [None, Some("a-token-of-that-device")] {
-        let (coverage, fault) = first_coverage(config(server.address, token)).await;
-        assert!(coverage < 1.0, "{token:?}");
-        assert!(fault.expect("a reason").contains("bearer token"), "{token:?}");
+        let first = first_token(config(server.address, token)).await;
+        assert!(first.coverage < 1.0, "{token:?}");
+        assert!(first.fault.expect("a reason").contains("bearer token"), "{token:?}");
     }
 }
 
@@ -55,8 +40,8 @@ async fn sessions_that_share_a_connection_wait_for_a_stream_of_it() {
     let model = fixtures::demo_model();
     let one = ServerConfig { max_streams: 1, ..LoopbackServer::config(&model) };
     let server = LoopbackServer::start_with(one, None).await;
-    let mut config = config(server.address, None);
-    config.deadline = Duration::from_secs(60);
+    let deadline = Duration::from_secs(60);
+    let config = EngineConfig { deadline, ..config(server.address, None) };
     let engine = Engine::open(config).await.expect("it opens");
     assert!(engine.wait_connected(Duration::from_secs(30)).await);
     let mut apps = JoinSet::new();
@@ -73,64 +58,22 @@ async fn sessions_that_share_a_connection_wait_for_a_stream_of_it() {
     apps.join_all().await;
 }
 
-/// A call's metadata, names and values.
-type Headers = Vec<(String, String)>;
-
-/// Takes down what calls bring with them, and answers none.
-struct Witness {
-    description: DescribeResponse,
-    seen: Arc<Mutex<Vec<Headers>>>,
-}
-
-#[tonic::async_trait]
-impl Experts for Witness {
-    async fn describe(
-        &self,
-        _: Request<DescribeRequest>,
-    ) -> Result<Response<DescribeResponse>, Status> {
-        Ok(Response::new(self.description.clone()))
-    }
-
-    async fn forward(
-        &self,
-        request: Request<ForwardRequest>,
-    ) -> Result<Response<ForwardResponse>, Status> {
-        let headers = request.metadata().clone().into_headers();
-        let pair = |(name, value): (&_, &_)| format_pair(name, value);
-        self.seen.lock().expect("not poisoned").push(headers.iter().map(pair).collect());
-        Err(Status::unavailable("a witness"))
-    }
-}
-
+/// A name and a value of a call's metadata.
 fn format_pair(name: &impl ToString, value: &impl AsRef<[u8]>) -> (String, String) {
     (name.to_string(), String::from_utf8_lossy(value.as_ref()).into_owned())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_brings_its_name_and_the_token() {
-    let model = Model::open(&fixtures::demo_model()).expect("it opens");
-    let spec = &model.spec;
-    let description = DescribeResponse {
-        fingerprint: model.gguf.fingerprint().as_bytes().to_vec().into(),
-        layers: spec.n_layers as u32,
-        experts: spec.n_experts as u32,
-        width: spec.n_embd as u32,
-        held: vec![Held {
-            first_layer: 0,
-            last_layer: spec.n_layers as u32 - 1,
-            first_expert: 0,
-            last_expert: spec.n_experts as u32 - 1,
-        }],
-        ..DescribeResponse::default()
-    };
-    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");
-    let address = incoming.local_addr().expect("it is bound");
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let witness = ExpertsServer::new(Witness { description, seen: seen.clone() });
-    let server = tonic::transport::Server::builder().add_service(witness);
-    tokio::spawn(server.serve_with_incoming(incoming));
-
+    let noted = seen.clone();
+    let address = pretend(move |request: Request<ForwardRequest>| {
+        let headers = request.metadata().clone().into_headers();
+        let pairs = headers.iter().map(|(name, value)| format_pair(name, value));
+        noted.lock().expect("not poisoned").push(pairs.collect::<Vec<_>>());
+        Err(Status::unavailable("a witness"))
+    })
+    .await;
     let engine = Engine::open(config(address, Some(TOKEN))).await.expect("it opens");
     assert!(engine.wait_connected(Duration::from_secs(5)).await);
     let mut session = greedy(&engine);

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger::proxy::{Conditions, FaultProxy, LinkFault};
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, LinkState, Session, Token};
+use outrigger::{Engine, EngineConfig, LinkState, Session, Token};
 use outrigger_tests::process::ServerProcess;
-use outrigger_tests::{fixtures, greedy};
+use outrigger_tests::{fixtures, greedy, quarter};
 
 const DEADLINE: Duration = Duration::from_secs(2);
 const PROMPT: &str = "Once upon a time";
@@ -17,11 +17,7 @@ const ANY_PORT: SocketAddr =
 
 /// A device with a quarter of the demo model, connected to a server.
 async fn device(server: SocketAddr, deadline: Duration) -> (Arc<Engine>, Session) {
-    let mut config = EngineConfig::new(fixtures::demo_model());
-    config.servers = vec![server.to_string()];
-    config.expert_cache = Budget::Fraction(0.25);
-    config.elsewhere = Elsewhere::Absent;
-    config.deadline = deadline;
+    let config = EngineConfig { deadline, ..quarter(vec![server.to_string()]) };
     let engine = Engine::open(config).await.expect("it opens");
     assert!(engine.wait_connected(Duration::from_secs(10)).await, "the server is up");
     let mut session = greedy(&engine);

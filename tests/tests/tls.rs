@@ -1,10 +1,8 @@
 //! TLS between device and server.
 
-use std::time::Duration;
-
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, TlsIdentity};
+use outrigger::{EngineConfig, TlsIdentity};
 use outrigger_tests::loopback::LoopbackServer;
-use outrigger_tests::{fixtures, greedy};
+use outrigger_tests::{first_token, fixtures, quarter};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 /// A certificate for `localhost` that vouches for itself, and its key, as PEM.
@@ -26,17 +24,9 @@ async fn first_coverage_as(
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("ca.pem");
     std::fs::write(&path, authority).expect("it is written");
-    let mut config = EngineConfig::new(fixtures::demo_model());
-    config.servers = vec![format!("{scheme}://localhost:{port}")];
-    config.tls_ca = Some(path);
-    config.tls_identity = identity;
-    config.expert_cache = Budget::Fraction(0.25);
-    config.elsewhere = Elsewhere::Absent;
-    config.deadline = Duration::from_secs(5);
-    let engine = Engine::open(config).await.expect("it opens");
-    let mut session = greedy(&engine);
-    session.push_text("Once upon a time").expect("it fits");
-    let token = session.step().await.expect("a token");
+    let servers = vec![format!("{scheme}://localhost:{port}")];
+    let config = EngineConfig { tls_ca: Some(path), tls_identity: identity, ..quarter(servers) };
+    let token = first_token(config).await;
     (token.coverage, token.fault)
 }
 
