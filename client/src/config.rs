@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use outrigger_experts::ops::KvType;
 pub use outrigger_experts::{Budget, Elsewhere};
 pub use outrigger_router::Policy;
 use tonic::transport::{Channel, Endpoint};
@@ -156,6 +157,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Positions of one session's KV cache; the model's own limit if absent.
     pub context: Option<usize>,
+    /// How a session's keys and values are kept.
+    pub kv_cache: KvType,
     /// The longest that one decoded token may wait for servers, over all its layers. A batch of rows waits longer
     /// in proportion: see [`EngineConfig::patience`].
     pub deadline: Duration,
@@ -183,6 +186,7 @@ impl EngineConfig {
             reply: Reply::Exact,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             context: None,
+            kv_cache: KvType::F16,
             deadline: Duration::from_secs(1),
             trace: None,
             dial: Dial::default(),

@@ -12,6 +12,7 @@ use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
+use crate::kv::KvCache;
 use crate::memory::expert_budget;
 use crate::metrics::Metrics;
 use crate::sample::SamplerConfig;
@@ -62,7 +63,12 @@ impl Engine {
         let metrics = Metrics::new();
         let fleet = Fleet::open(&config, identity, metrics.clone())?;
         let standins = standins::open(&model, config.standins.as_deref())?;
-        let budget = expert_budget(&model, config.expert_cache, context, memory_limit())?;
+        let kv_cache = config.kv_cache;
+        if !kv_cache.fits(spec.head_dim) {
+            return Err(Error::KvCache { head_dim: spec.head_dim });
+        }
+        let session = KvCache::bytes(spec, kv_cache, context);
+        let budget = expert_budget(&model, config.expert_cache, session, memory_limit())?;
         let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
         if !store.holds_all() {
             model.keep_trunk()?;

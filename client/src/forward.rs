@@ -164,7 +164,6 @@ impl Forward<'_> {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
             head_dim: spec.head_dim,
-            capacity: self.kv.capacity(),
             scale: 1.0 / (spec.head_dim as f32).sqrt(),
         };
         attend(&self.engine.pool, &attention, q, &kv.keys, &kv.values, positions, attended);

@@ -45,7 +45,7 @@ pub mod text;
 pub mod trace;
 mod trunk;
 
-pub use config::{Budget, Dial, Elsewhere, EngineConfig, OnMiss, Policy, Reply};
+pub use config::{Budget, Dial, Elsewhere, EngineConfig, KvType, OnMiss, Policy, Reply};
 pub use credentials::{BearerToken, TlsIdentity};
 pub use engine::Engine;
 pub use error::{Error, Result};

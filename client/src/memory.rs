@@ -3,7 +3,6 @@
 use outrigger_experts::{Budget, Model};
 
 use crate::error::Result;
-use crate::kv::KvCache;
 
 /// What a process needs besides weights, keys and values: code, vocabulary, activations, reads under way.
 const BESIDES: u64 = 128 << 20;
@@ -11,8 +10,8 @@ const BESIDES: u64 = 128 << 20;
 /// One byte in so many goes to the kernel's tables of the pages that are mapped and cached; 0.9 % was measured.
 const TABLES: u64 = 64;
 
-/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, and the keys and
-/// values of a session of `context` positions come first. A system that runs out of memory would drop pages of the
+/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, and the `session`
+/// bytes of a session's keys and values come first. A system that runs out of memory would drop pages of the
 /// experts that the cache counts on, and read them again one by one. A pack is not cut: it has no other place to read
 /// from.
 ///
@@ -21,13 +20,13 @@ const TABLES: u64 = 64;
 pub(crate) fn expert_budget(
     model: &Model,
     asked: Budget,
-    context: usize,
+    session: u64,
     limit: Option<u64>,
 ) -> Result<Budget> {
     let (spec, limit) = (&model.spec, limit.unwrap_or(u64::MAX));
     let experts: u64 = (0..spec.n_layers).map(|layer| model.expert_bytes(layer)).sum();
     let trunk: u64 = model.trunk().map(|tensor| tensor.byte_len() as u64).sum();
-    let spare = limit.saturating_sub(trunk + KvCache::bytes(spec, context) + BESIDES);
+    let spare = limit.saturating_sub(trunk + session + BESIDES);
     let left = spare - spare / TABLES;
     let wanted = asked.bytes(experts)?;
     if wanted <= left || model.is_pack() {
@@ -50,11 +49,8 @@ mod tests {
         let model = Model::open(&demo).unwrap();
         let all: u64 = (0..6).map(|layer| model.expert_bytes(layer)).sum();
         let trunk: u64 = model.trunk().map(|tensor| tensor.byte_len() as u64).sum();
-        let session = KvCache::bytes(&model.spec, 100);
-        // Six layers, keys and values of two bytes.
-        let values = 6 * 2 * 100 * model.spec.n_kv_heads * model.spec.head_dim;
-        assert_eq!(session, 2 * values as u64);
-        let budget = |asked, limit| expert_budget(&model, asked, 100, limit).unwrap();
+        let session = 100_000;
+        let budget = |asked, limit| expert_budget(&model, asked, session, limit).unwrap();
         let (before, whole, half) =
             (trunk + session + BESIDES, Budget::Fraction(1.0), Budget::Fraction(0.5));
         assert_eq!(budget(whole, None), whole);

@@ -77,7 +77,7 @@ impl Session {
     pub(crate) fn new(engine: Arc<Engine>, sampler: SamplerConfig) -> Result<Session> {
         sampler.check()?;
         Ok(Session {
-            kv: KvCache::new(engine.spec(), engine.context()),
+            kv: KvCache::new(engine.spec(), engine.config.kv_cache, engine.context()),
             done: Vec::new(),
             pending: Vec::new(),
             settled: 0,

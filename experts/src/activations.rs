@@ -276,7 +276,7 @@ impl Blocks {
 
 multiversion! {
     /// `quantize_row_q8_0_ref` of `ggml-quants.c`, halves rounded to even.
-    fn q8_0(x: &[f32], d: &mut [f32], q: &mut [i8], sums: &mut [i16]) {
+    pub(crate) fn q8_0(x: &[f32], d: &mut [f32], q: &mut [i8], sums: &mut [i16]) {
         quantize_blocks::<32>(x, d, q, sums, |most| {
             let d = most / 127.0;
             (d, 1.0 / d)

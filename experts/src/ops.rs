@@ -1,13 +1,12 @@
 //! The trunk's arithmetic besides matrices: norms, rotary positions, softmax, activation functions, attention.
 
 mod attention;
-
-use half::slice::HalfFloatSliceExt;
+mod kv;
 
 use crate::quant::isa::multiversion;
 
 pub use attention::{Attention, attend};
-pub use half::f16;
+pub use kv::{KvSide, KvTensor, KvType};
 
 /// Independent sums, which is what lets the compiler vectorise one.
 const LANES: usize = 16;
@@ -95,11 +94,6 @@ pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &
     for ((frequency, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
         (*sin, *cos) = (position as f32 * frequency).sin_cos();
     }
-}
-
-/// Rounds to halves.
-pub fn to_f16(x: &[f32], out: &mut [f16]) {
-    out.convert_from_f32_slice(x);
 }
 
 /// The greatest of `x`.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, OnMiss, Session};
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, Session};
 use outrigger_server::ServerConfig;
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{all_logits, fixtures, greedy, max_difference};
@@ -154,4 +154,43 @@ async fn on_miss_fail_says_what_is_missing_and_loses_no_token() {
     assert_eq!(session.len(), length);
     engine.set_offline(false);
     assert_eq!(session.step().await.expect("a token").coverage, 1.0);
+}
+
+/// Mean of -log p of each token after the first, from logits `[tokens, vocab]`.
+fn surprise(logits: &[f32], tokens: &[u32]) -> f64 {
+    let vocab = logits.len() / tokens.len();
+    let of = |(row, token): (&[f32], &u32)| {
+        let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+        sum.ln() - f64::from(row[*token as usize])
+    };
+    let each = logits.chunks_exact(vocab).zip(&tokens[1..]).map(of);
+    each.sum::<f64>() / (tokens.len() - 1) as f64
+}
+
+#[tokio::test]
+async fn keys_and_values_in_eight_bits_say_nearly_the_same_in_any_batch() {
+    let open = |kv_cache| {
+        Engine::open(EngineConfig { kv_cache, ..EngineConfig::new(fixtures::demo_model()) })
+    };
+    let halves = open(KvType::F16).await.expect("it opens");
+    let bytes = open(KvType::Q8_0).await.expect("it opens");
+    let mut session = greedy(&halves);
+    session.push_text("It was the best of times").expect("it fits");
+    steps(&mut session, 200).await;
+    let tokens: Vec<u32> = session.tokens().collect();
+
+    let exact = all_logits(&halves, &tokens, 512).await;
+    let logits = all_logits(&bytes, &tokens, 512).await;
+    assert_ne!(exact, logits);
+    assert_eq!(logits, all_logits(&bytes, &tokens, 7).await, "in batches of seven");
+    let (exact, ours) = (surprise(&exact, &tokens), surprise(&logits, &tokens));
+    assert!((ours / exact - 1.0).abs() < 0.01, "{ours} for {exact}");
+}
+
+#[tokio::test]
+async fn heads_that_do_not_come_in_blocks_cannot_be_kept_in_eight_bits() {
+    let config = EngineConfig::new(fixtures::tiny_model("olmoe"));
+    let opened = Engine::open(EngineConfig { kv_cache: KvType::Q8_0, ..config }).await;
+    let error = opened.err().expect("heads of 16 values").to_string();
+    assert_eq!(error, "a Q8_0 KV cache: found heads of 16 values, expected a multiple of 32");
 }

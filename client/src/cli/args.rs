@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
-    BearerToken, Budget, Elsewhere, Engine, EngineConfig, OnMiss, Policy, Reply, SamplerConfig,
-    TlsIdentity,
+    BearerToken, Budget, Elsewhere, Engine, EngineConfig, KvType, OnMiss, Policy, Reply,
+    SamplerConfig, TlsIdentity,
 };
 
 /// Which model, on how much of the machine.
@@ -32,6 +32,9 @@ pub(crate) struct ComputeArgs {
     /// Tokens that a session holds [default: the model's, at most 4096]
     #[arg(short, long = "ctx-size", env = "OUTRIGGER_CTX_SIZE", value_name = "N")]
     pub(crate) context: Option<usize>,
+    /// How a session's keys and values are kept: f16, or q8_0 in half the memory
+    #[arg(long, env = "OUTRIGGER_KV_CACHE", value_name = "f16|q8_0", default_value = "f16")]
+    kv_cache: KvType,
 }
 
 /// Where experts run, and what happens when they cannot.
@@ -213,6 +216,7 @@ impl ComputeArgs {
             config.threads = threads.into();
         }
         config.context = self.context;
+        config.kv_cache = self.kv_cache;
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::KvType;
 use crate::engine::Engine;
 use crate::error::Result;
 use crate::forward::{Forward, Row, Scratch};
@@ -43,7 +44,7 @@ impl Walk {
         let windows: Vec<Vec<Row>> = windows.iter().map(rows).collect();
         let longest = windows.iter().map(Vec::len).max().unwrap_or(0);
         let mut walk = Walk {
-            kv: KvCache::new(engine.spec(), longest),
+            kv: KvCache::new(engine.spec(), KvType::F16, longest),
             scratch: Scratch::new(engine.spec()),
             streams: Vec::new(),
             layer: 0,

@@ -3,6 +3,7 @@
 use super::arch::{Arch, ExpertWidth, QkNorm, RopeStyle};
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, Value};
+use crate::ops::Attention;
 
 /// Expert ids are 16 bits wide.
 const MAX_EXPERTS: usize = 1 << 16;
@@ -218,6 +219,10 @@ impl Keys<'_> {
                 return Err(self.mismatch("attention.head_count", n_heads, expected));
             }
         };
+        if head_dim > Attention::MAX_HEAD_DIM {
+            let expected = format!("at most {}", Attention::MAX_HEAD_DIM);
+            return Err(self.mismatch(key, head_dim, expected));
+        }
         let value_dim = self.size_or("attention.value_length", head_dim)?;
         if value_dim != head_dim {
             let expected = format!("{head_dim}, as the keys");

@@ -14,7 +14,7 @@ use super::sums::LANES;
 use super::tiles::float_tiles;
 use super::{Kernels, Tile, TileFn, vq};
 use dot::{Dot, Pairs, Vnni};
-use floats::{BF16, F16, F32, blend_f16, float_dot};
+use floats::{BF16, F16, F32, float_dot, widen};
 use rows::Row;
 use unpack::Unpack;
 
@@ -34,7 +34,7 @@ const fn kernels<D: Dot>(name: &'static str, isa: Isa) -> Kernels {
         q5_k: quant_tile::<K<true>, D>,
         q6_k: quant_tile::<Q6K, D>,
         vq: vq::tile::<Q8<D>>,
-        blend_f16,
+        widen,
     }
 }
 

@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 use super::isa::Isa;
 use super::tiles::{float_tiles, quant_tiles};
 use super::{Kernels, Tile, TileFn, vq};
-use floats::{BF16, F16, F32, blend_f16, float_dot};
+use floats::{BF16, F16, F32, float_dot, widen};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "AVX-512 VNNI",
@@ -24,7 +24,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     q5_k: q5_k_tile,
     q6_k: q6_k_tile,
     vq: vq::tile::<Q8>,
-    blend_f16,
+    widen,
 };
 
 /// What unpacked codes are multiplied by.

@@ -111,11 +111,11 @@ impl Tile<'_> {
 /// activation row `i` and weight row `r`, and nobody else touches those.
 pub(crate) type TileFn = unsafe fn(&Tile<'_>);
 
-/// Sums rows of halves: `out[d] += sum over t of weights[t] * rows[t * out.len() + d]`.
+/// Halves, two bytes each, to f32, a multiple of 16.
 ///
 /// # Safety
-/// The machine has the kernel's instructions; `rows` holds `weights.len() * out.len()` values.
-pub(crate) type BlendFn = unsafe fn(weights: &[f32], rows: &[half::f16], out: &mut [f32]);
+/// The machine has the kernel's instructions; `halves` holds two bytes for each of `out`.
+pub(crate) type WidenFn = unsafe fn(halves: &[u8], out: &mut [f32]);
 
 /// The kernels of one instruction set.
 pub struct Kernels {
@@ -131,7 +131,7 @@ pub struct Kernels {
     q6_k: TileFn,
     /// By weights a code.
     vq: fn(u8) -> TileFn,
-    blend_f16: BlendFn,
+    widen: WidenFn,
 }
 
 impl Kernels {
@@ -188,7 +188,10 @@ impl Kernels {
         }
     }
 
-    pub(crate) fn blend_f16(&self) -> BlendFn {
-        self.blend_f16
+    /// Halves, two bytes each, to f32, a multiple of 16.
+    pub(crate) fn widen(&self, halves: &[u8], out: &mut [f32]) {
+        assert_eq!((halves.len(), out.len() % 16), (2 * out.len(), 0), "bytes of halves");
+        // SAFETY: these are this machine's kernels, and the lengths agree.
+        unsafe { (self.widen)(halves, out) };
     }
 }

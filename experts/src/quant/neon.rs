@@ -14,7 +14,7 @@ use super::isa::Isa;
 use super::tiles::float_tiles;
 use super::{ActRow, Kernels, Tile, TileFn, vq};
 use blocks::Blocks;
-use floats::{BF16, F16, F32, blend_f16, float_dot};
+use floats::{BF16, F16, F32, float_dot, widen};
 use multiply::{DotProd, I8mm, Multiply, Plain};
 use panel::{Batch, Lanes, Quad};
 use super_blocks::{K, Q6K, Super};
@@ -39,7 +39,7 @@ const fn kernels<M: Multiply, const WIDE: usize>(name: &'static str, isa: Isa) -
         q5_k: tile::<M, Super<K<true>>, WIDE>,
         q6_k: tile::<M, Super<Q6K>, WIDE>,
         vq: vq::tile::<Q8<M, WIDE>>,
-        blend_f16,
+        widen,
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     q5_k: |tile| fill(tile, q5_k_dot),
     q6_k: |tile| fill(tile, q6_k_dot),
     vq: vq::tile::<Q8>,
-    blend_f16,
+    widen,
 };
 
 /// What unpacked codes are multiplied by.
@@ -38,11 +38,9 @@ fn fill(tile: &Tile<'_>, dot: impl Fn(&[u8], ActRow<'_>) -> f32) {
     }
 }
 
-fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
-    for (weight, row) in weights.iter().zip(rows.chunks_exact(out.len())) {
-        for (out, value) in out.iter_mut().zip(row) {
-            *out += weight * value.to_f32();
-        }
+fn widen(halves: &[u8], out: &mut [f32]) {
+    for (out, half) in out.iter_mut().zip(halves.as_chunks::<2>().0) {
+        *out = f16::from_le_bytes(*half).to_f32();
     }
 }
 

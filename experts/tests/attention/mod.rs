@@ -1,8 +1,7 @@
 //! Attention against plain arithmetic, with or without threads.
 
-use half::f16;
-use outrigger_experts::Pool;
-use outrigger_experts::ops::{self, Attention};
+use outrigger_experts::ops::{self, Attention, KvSide, KvTensor, KvType};
+use outrigger_experts::{GgmlType, Pool, dequantize, quantize};
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
@@ -14,57 +13,86 @@ fn noise(n: usize, seed: u32) -> Vec<f32> {
 }
 
 /// One head of one row in f64.
-fn naive(q: &[f32], k: &[f16], v: &[f16], scale: f64) -> Vec<f64> {
+fn naive(q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f64> {
     let n = q.len();
-    let score =
-        |k: &[f16]| k.iter().zip(q).map(|(k, q)| k.to_f64() * f64::from(*q)).sum::<f64>() * scale;
+    let product = |(k, q): (&f32, &f32)| f64::from(*k) * f64::from(*q);
+    let score = |k: &[f32]| k.iter().zip(q).map(product).sum::<f64>() * scale;
     let scores: Vec<f64> = k.chunks(n).map(score).collect();
     let most = scores.iter().copied().fold(f64::MIN, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - most).exp()).sum();
     let mean = |d: usize| {
-        let terms = scores.iter().zip(v.chunks(n)).map(|(s, v)| (s - most).exp() * v[d].to_f64());
+        let terms = scores.iter().zip(v.chunks(n)).map(|(s, v)| (s - most).exp() * f64::from(v[d]));
         terms.sum::<f64>() / sum
     };
     (0..n).map(mean).collect()
 }
 
+/// `values` as `ty` keeps them.
+fn kept(ty: GgmlType, values: &[f32]) -> Vec<f32> {
+    let (mut bytes, mut kept) = (Vec::new(), vec![0.0; values.len()]);
+    quantize(ty, values, &mut bytes);
+    dequantize(ty, &bytes, &mut kept);
+    kept
+}
+
 /// Attention of several rows on `pool`, and of each alone, against the formula.
 pub(crate) fn check(pool: &Pool) {
-    // Heads for themselves, shared by 2, and by more than pass together; odd and even widths.
-    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (11, 1, 20)] {
-        let capacity = 200;
-        let halves = |seed| {
-            let mut out = vec![f16::ZERO; n_kv_heads * capacity * head_dim];
-            ops::to_f16(&noise(out.len(), seed), &mut out);
-            out
-        };
-        let (k, v) = (halves(8), halves(9));
-        // Within a block, at its edges, over several; out of order.
-        let positions = [0, 63, 64, 199, 5, 130];
-        let width = n_heads * head_dim;
-        let q: Vec<f32> = noise(positions.len() * width, 10).iter().map(|q| q * 4.0).collect();
-        let shape = Attention { n_heads, n_kv_heads, head_dim, capacity, scale: 0.7 };
-        let mut out = vec![f32::NAN; q.len()];
-        ops::attend(pool, &shape, &q, &k, &v, &positions, &mut out);
-        for (r, position) in positions.iter().enumerate() {
-            for h in 0..n_heads {
-                let start = h / (n_heads / n_kv_heads) * capacity * head_dim;
-                let seen = start..start + (position + 1) * head_dim;
-                let at = r * width + h * head_dim;
-                let want = naive(&q[at..][..head_dim], &k[seen.clone()], &v[seen], 0.7);
-                for (ours, want) in out[at..].iter().zip(want) {
-                    assert!(
-                        (f64::from(*ours) - want).abs() < 1e-5,
-                        "row {r} head {h}: {ours} {want}"
-                    );
-                }
+    // Heads for themselves, shared by 2, by 4, and by more than pass together; odd and even widths.
+    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (8, 2, 96), (11, 1, 20)] {
+        let shape = Attention { n_heads, n_kv_heads, head_dim, scale: 0.7 };
+        for (ty, plain) in [(KvType::F16, GgmlType::F16), (KvType::Q8_0, GgmlType::Q8_0)] {
+            if ty.fits(head_dim) {
+                check_one(pool, &shape, ty, plain);
             }
         }
-        for r in 0..positions.len() {
-            let mut alone = vec![0.0; width];
-            let q = &q[r * width..][..width];
-            ops::attend(&Pool::new(1), &shape, q, &k, &v, &positions[r..=r], &mut alone);
-            assert_eq!(alone, out[r * width..][..width], "row {r} alone");
+    }
+}
+
+/// With keys and values kept as `ty`, the same numbers as `plain`.
+fn check_one(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
+    let Attention { n_heads, n_kv_heads, head_dim, scale } = *shape;
+    let capacity = 200;
+    let cache = |side, seed| {
+        let values = noise(n_kv_heads * capacity * head_dim, seed);
+        let mut cache = KvTensor::new(side, ty, n_kv_heads, capacity, head_dim);
+        for position in 0..capacity {
+            let head = |head| &values[(head * capacity + position) * head_dim..][..head_dim];
+            cache.set(position, &(0..n_kv_heads).map(head).collect::<Vec<_>>().concat());
+        }
+        (cache, kept(plain, &values))
+    };
+    let ((k, naive_k), (v, naive_v)) = (cache(KvSide::Keys, 8), cache(KvSide::Values, 9));
+    // Within a block, at its edges, over several; out of order.
+    let positions = [0, 63, 64, 199, 5, 130, 131, 132, 133, 134];
+    let width = n_heads * head_dim;
+    let q: Vec<f32> = noise(positions.len() * width, 10).iter().map(|q| q * 4.0).collect();
+    let attend = |pool: &Pool, q: &[f32], positions: &[usize]| {
+        let mut out = vec![f32::NAN; q.len()];
+        ops::attend(pool, shape, q, &k, &v, positions, &mut out);
+        out
+    };
+    let out = attend(pool, &q, &positions);
+    for (r, position) in positions.iter().enumerate() {
+        for h in 0..n_heads {
+            let start = h / (n_heads / n_kv_heads) * capacity * head_dim;
+            let seen = start..start + (position + 1) * head_dim;
+            let at = r * width + h * head_dim;
+            let (k, v) = (&naive_k[seen.clone()], &naive_v[seen]);
+            let want = naive(&q[at..][..head_dim], k, v, f64::from(scale));
+            for (ours, want) in out[at..].iter().zip(want) {
+                let error = (f64::from(*ours) - want).abs();
+                assert!(error < 1e-5, "{shape:?} {ty:?} row {r} head {h}: {ours} {want}");
+            }
         }
     }
+    for (r, position) in positions.iter().enumerate() {
+        let alone = attend(&Pool::new(1), &q[r * width..][..width], &[*position]);
+        assert_eq!(alone, out[r * width..][..width], "{shape:?} {ty:?} row {r} alone");
+    }
+    // A copy sees what it was made of, and no more.
+    let (k, v) = (k.copy_of(64), v.copy_of(64));
+    let mut seen = vec![f32::NAN; 3 * width];
+    ops::attend(pool, shape, &q[..3 * width], &k, &v, &positions[..3], &mut seen);
+    assert_eq!(seen[..2 * width], out[..2 * width], "{shape:?} {ty:?} copied");
+    assert_ne!(seen[2 * width..], out[2 * width..3 * width], "position 64 was not copied");
 }

@@ -74,34 +74,11 @@ unsafe fn floats<const TYPE: u8>(w: *const u8) -> __m256 {
 }
 
 /// # Safety
-/// See `BlendFn`.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
-    let cols = out.len();
-    let (parts, rest) = out.as_chunks_mut::<32>();
-    let first_rest = 32 * parts.len();
-    for (i, out) in parts.iter_mut().enumerate() {
-        // SAFETY: 32 values are left in `out` and in each of the rows.
-        unsafe {
-            let mut sums = [_mm256_setzero_ps(); 4];
-            for (part, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm256_loadu_ps(out.as_ptr().add(8 * part));
-            }
-            for (t, weight) in weights.iter().enumerate() {
-                let row = rows.as_ptr().add(t * cols + 32 * i);
-                let weight = _mm256_set1_ps(*weight);
-                for (part, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm256_fmadd_ps(weight, floats::<F16>(row.add(8 * part).cast()), *sum);
-                }
-            }
-            for (part, sum) in sums.into_iter().enumerate() {
-                _mm256_storeu_ps(out.as_mut_ptr().add(8 * part), sum);
-            }
-        }
-    }
-    for (i, out) in rest.iter_mut().enumerate() {
-        for (t, weight) in weights.iter().enumerate() {
-            *out += weight * rows[t * cols + first_rest + i].to_f32();
-        }
+/// See `WidenFn`.
+#[target_feature(enable = "avx2,f16c")]
+pub(super) unsafe fn widen(halves: &[u8], out: &mut [f32]) {
+    for (out, halves) in out.as_chunks_mut::<8>().0.iter_mut().zip(halves.as_chunks::<16>().0) {
+        // SAFETY: 8 halves are there.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), floats::<F16>(halves.as_ptr())) };
     }
 }

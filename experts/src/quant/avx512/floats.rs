@@ -2,8 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
-
 use super::totals;
 use crate::quant::ActRow;
 
@@ -77,33 +75,11 @@ unsafe fn floats<const TYPE: u8>(w: *const u8, at: usize, mask: u16) -> __m512 {
 }
 
 /// # Safety
-/// See `BlendFn`.
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
-    let cols = out.len();
-    for at in (0..cols).step_by(64) {
-        let masks: [u16; 4] = std::array::from_fn(|part| {
-            let left = cols.saturating_sub(at + 16 * part).min(16);
-            ((1u32 << left) - 1) as u16
-        });
-        // SAFETY: the masks keep to what is there, in `out` and in each of the rows.
-        unsafe {
-            let out = out.as_mut_ptr().wrapping_add(at);
-            let mut sums = [_mm512_setzero_ps(); 4];
-            for (part, sum) in sums.iter_mut().enumerate() {
-                *sum = _mm512_maskz_loadu_ps(masks[part], out.wrapping_add(16 * part));
-            }
-            for (t, weight) in weights.iter().enumerate() {
-                let row = rows.as_ptr().cast::<u8>().wrapping_add(2 * (t * cols + at));
-                let weight = _mm512_set1_ps(*weight);
-                for (part, sum) in sums.iter_mut().enumerate() {
-                    let value = floats::<F16>(row.wrapping_add(32 * part), 0, masks[part]);
-                    *sum = _mm512_fmadd_ps(weight, value, *sum);
-                }
-            }
-            for (part, sum) in sums.into_iter().enumerate() {
-                _mm512_mask_storeu_ps(out.wrapping_add(16 * part), masks[part], sum);
-            }
-        }
+/// See `WidenFn`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) unsafe fn widen(halves: &[u8], out: &mut [f32]) {
+    for (i, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // SAFETY: 16 halves are left.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), floats::<F16>(halves.as_ptr(), 16 * i, !0)) };
     }
 }

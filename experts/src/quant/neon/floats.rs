@@ -81,30 +81,15 @@ unsafe fn floats<const TYPE: u8>(w: *const u8) -> [float32x4_t; 4] {
 }
 
 /// # Safety
-/// See `BlendFn`.
+/// See `WidenFn`.
 #[target_feature(enable = "neon")]
-pub(super) unsafe fn blend_f16(weights: &[f32], rows: &[f16], out: &mut [f32]) {
-    let cols = out.len();
-    let (parts, rest) = out.as_chunks_mut::<16>();
-    let first_rest = 16 * parts.len();
-    for (i, out) in parts.iter_mut().enumerate() {
-        // SAFETY: 16 values are left in `out` and in each of the rows.
+pub(super) unsafe fn widen(halves: &[u8], out: &mut [f32]) {
+    for (out, halves) in out.as_chunks_mut::<16>().0.iter_mut().zip(halves.as_chunks::<32>().0) {
+        // SAFETY: 16 halves are there.
         unsafe {
-            let mut sums = [0, 4, 8, 12].map(|part| vld1q_f32(out.as_ptr().add(part)));
-            for (t, weight) in weights.iter().enumerate() {
-                let row = floats::<F16>(rows.as_ptr().add(t * cols + 16 * i).cast());
-                for (sum, values) in sums.iter_mut().zip(row) {
-                    *sum = vfmaq_n_f32(*sum, values, *weight);
-                }
+            for (part, values) in floats::<F16>(halves.as_ptr()).into_iter().enumerate() {
+                vst1q_f32(out.as_mut_ptr().add(4 * part), values);
             }
-            for (part, sum) in sums.into_iter().enumerate() {
-                vst1q_f32(out.as_mut_ptr().add(4 * part), sum);
-            }
-        }
-    }
-    for (i, out) in rest.iter_mut().enumerate() {
-        for (t, weight) in weights.iter().enumerate() {
-            *out += weight * rows[t * cols + first_rest + i].to_f32();
         }
     }
 }
