@@ -13,7 +13,7 @@ use crate::config::EngineConfig;
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
 use crate::kv::KvCache;
-use crate::memory::expert_budget;
+use crate::memory::{expert_budget, follow};
 use crate::metrics::Metrics;
 use crate::sample::SamplerConfig;
 use crate::session::Session;
@@ -91,7 +91,21 @@ impl Engine {
             config,
         };
         engine.fleet.wait_up(engine.config.deadline).await;
-        Ok(Arc::new(engine))
+        let engine = Arc::new(engine);
+        tokio::spawn(follow(Arc::downgrade(&engine), memory_limit));
+        Ok(engine)
+    }
+
+    /// Gives experts the memory that is left where this process may use `limit` bytes.
+    pub(crate) fn fit_memory(&self, limit: Option<u64>) -> Result<()> {
+        let session = KvCache::bytes(self.spec(), self.config.kv_cache, self.context);
+        let budget = expert_budget(&self.model, self.config.expert_cache, session, limit)?;
+        let all = (0..self.spec().n_layers).map(|layer| self.model.expert_bytes(layer)).sum();
+        self.store.resize(budget.bytes(all)?);
+        if !self.store.holds_all() {
+            self.model.keep_trunk()?;
+        }
+        Ok(())
     }
 
     /// A new, empty timeline.

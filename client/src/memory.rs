@@ -1,7 +1,11 @@
 //! How much memory is left for experts.
 
+use std::sync::Weak;
+use std::time::Duration;
+
 use outrigger_experts::{Budget, Model};
 
+use crate::engine::Engine;
 use crate::error::Result;
 
 /// What a process needs besides weights, keys and values: code, vocabulary, activations, reads under way.
@@ -37,11 +41,59 @@ pub(crate) fn expert_budget(
     Ok(fits)
 }
 
+/// How often the limit is looked at again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Keeps the expert cache within what memory has room for as long as there is an engine: a control group's limit may
+/// change meanwhile. An app may resize the cache too, until the limit changes the next time.
+pub(crate) async fn follow(engine: Weak<Engine>, limit: impl Fn() -> Option<u64>) {
+    let mut before = limit();
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let Some(engine) = engine.upgrade() else { return };
+        let now = limit();
+        if now != before {
+            before = now;
+            if let Err(error) = engine.fit_memory(now) {
+                tracing::warn!(%error, "the expert cache keeps its size");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use crate::config::EngineConfig;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cache_follows_the_limit_and_says_the_same() {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo.gguf");
+        let engine = Engine::open(EngineConfig::new(demo)).await.unwrap();
+        let whole = engine.store().budget_bytes();
+        let limit = Arc::new(AtomicU64::new(u64::MAX));
+        let told = limit.clone();
+        let tell = move || Some(told.load(Ordering::Relaxed));
+        let following = tokio::spawn(follow(Arc::downgrade(&engine), tell));
+        let mut said = Vec::new();
+        for room in [u64::MAX, 0, BESIDES, u64::MAX] {
+            limit.store(room, Ordering::Relaxed);
+            tokio::time::sleep(2 * LOOK_INTERVAL).await;
+            let budget = engine.store().budget_bytes();
+            assert_eq!(budget, if room == u64::MAX { whole } else { 0 });
+            let mut session = engine.session(crate::SamplerConfig::greedy()).unwrap();
+            session.push_text("Once upon a time").unwrap();
+            said.push(session.step().await.unwrap().id);
+        }
+        assert_eq!(said, [said[0]; 4]);
+        drop(engine);
+        following.await.unwrap();
+    }
 
     #[test]
     fn the_trunk_and_a_session_come_first() {

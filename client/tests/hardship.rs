@@ -4,7 +4,7 @@
 //! on standard error that it was skipped, whatever captures its output.
 #![cfg(target_os = "linux")]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -110,26 +110,33 @@ impl Drop for Running {
 struct SmallMemory(PathBuf);
 
 impl SmallMemory {
-    fn of(bytes: u64) -> Option<SmallMemory> {
-        let name = format!("outrigger-test-{}", std::process::id());
+    fn of(bytes: u64, test: &str) -> Option<SmallMemory> {
+        let name = format!("outrigger-{}-{test}", std::process::id());
         for (root, limit) in
             [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
         {
             let group = SmallMemory(Path::new(root).join(&name));
             let made = std::fs::create_dir(&group.0);
-            if made.is_ok() && std::fs::write(group.0.join(limit), bytes.to_string()).is_ok() {
+            if made.is_ok() && group.set(limit, bytes) {
                 return Some(group);
             }
         }
         None
     }
 
-    /// Runs a command in it.
-    fn run(&self, command: &Command) -> Output {
+    /// Whether there is such a limit, which now is `bytes`.
+    fn set(&self, limit: &str, bytes: u64) -> bool {
+        let file = self.0.join(limit);
+        file.exists() && std::fs::write(file, bytes.to_string()).is_ok()
+    }
+
+    /// A command in it.
+    fn inside(&self, command: &Command) -> Command {
         let procs = self.0.join("cgroup.procs");
         let mut inside = Command::new("sh");
         inside.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(procs);
-        inside.arg(command.get_program()).args(command.get_args()).output().expect("it runs")
+        inside.arg(command.get_program()).args(command.get_args());
+        inside
     }
 }
 
@@ -154,7 +161,7 @@ impl Drop for SmallMemory {
 #[test]
 fn a_small_memory_changes_nothing_that_is_said() {
     const NAME: &str = "a_small_memory_changes_nothing_that_is_said";
-    let Some(memory) = SmallMemory::of(LIMIT) else {
+    let Some(memory) = SmallMemory::of(LIMIT, NAME) else {
         return skipped(NAME, "cannot make a control group");
     };
     let dir = tempfile::tempdir().expect("a directory");
@@ -170,8 +177,48 @@ fn a_small_memory_changes_nothing_that_is_said() {
     evict.arg(format!("of={}", model.display()));
     evict.args(["oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"]);
     assert!(evict.status().expect("it runs").success());
-    let tight = memory.run(&run);
+    let tight = memory.inside(&run).output().expect("it runs");
     assert!(tight.status.success(), "{}", String::from_utf8_lossy(&tight.stderr));
     assert_eq!(tight.stdout, free.stdout);
     assert!(!memory.was_short(), "the limit was met");
+}
+
+/// Two turns of a chat. `between` them may wait until the log says something.
+fn chat(command: &mut Command, between: impl FnOnce(&mut dyn FnMut(&str) -> bool)) -> Output {
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = pipes.spawn().expect("it starts");
+    let mut say = |text: &str| {
+        let stdin = chat.stdin.as_mut().expect("it is piped");
+        stdin.write_all(text.as_bytes()).expect("it listens");
+    };
+    say("Once upon a time\n");
+    let log = BufReader::new(chat.stderr.take().expect("it is piped"));
+    let mut log = log.lines().map_while(Result::ok);
+    let mut says = |what: &str| log.any(|line| line.contains(what));
+    // What a turn ends with.
+    assert!(says("tokens"), "the first turn ends");
+    between(&mut says);
+    say("And then\n");
+    drop(chat.stdin.take());
+    assert!(says("tokens"), "the second turn ends");
+    chat.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn a_limit_that_comes_down_shrinks_the_cache() {
+    const NAME: &str = "a_limit_that_comes_down_shrinks_the_cache";
+    let Some(memory) = SmallMemory::of(1 << 30, NAME) else {
+        return skipped(NAME, "cannot make a control group");
+    };
+    let mut command = outrigger();
+    command.args(["chat", "-n", "24", "--temp", "0", "-t", "2", "--expert-cache", "100%", "-m"]);
+    command.arg(demo());
+    let free = chat(&mut command, |_| ());
+    let tight = chat(&mut memory.inside(&command), |says| {
+        let limits = ["memory.limit_in_bytes", "memory.max"];
+        assert!(limits.iter().any(|limit| memory.set(limit, 64 << 20)));
+        assert!(says("the expert cache is cut"), "it is noticed");
+    });
+    assert!(free.status.success() && tight.status.success());
+    assert_eq!(tight.stdout, free.stdout);
 }
