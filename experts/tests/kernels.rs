@@ -1,43 +1,6 @@
 //! Every kernel of this machine against products worked out in f64 from dequantised weights and activations.
-//!
-//! The checks run one after another on the main thread, without the harness: so they also run under emulators that know
-//! no threads (`.ci/arm`).
 
-mod attention;
-
-use outrigger_experts::{
-    ActFormat, Activations, GgmlType, Kernels, Mat, Pool, dequantize, quantize,
-};
-
-macro_rules! checks {
-    ($($name:ident),+ $(,)?) => { [$((stringify!($name), $name as fn())),+] };
-}
-
-fn main() {
-    let checks = checks![
-        products_of_any_bits_are_right,
-        products_of_extreme_values_are_right,
-        products_of_quantised_weights_have_the_same_bits_on_every_instruction_set,
-        a_row_has_the_same_bits_in_any_batch,
-        attention_is_causal_softmax_over_the_cache,
-    ];
-    // As the harness takes its arguments: `--list`, or parts of the names of those to run.
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    if args.iter().any(|arg| arg == "--list") {
-        let ignored = args.iter().any(|arg| arg == "--ignored");
-        checks.iter().filter(|_| !ignored).for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    let parts: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-    let kernels: Vec<&str> = Kernels::available().map(Kernels::name).collect();
-    println!("kernels: {}", kernels.join(", "));
-    for (name, check) in checks {
-        if parts.is_empty() || parts.iter().any(|part| name.contains(*part)) {
-            check();
-            println!("{name}: ok");
-        }
-    }
-}
+use outrigger_experts::{ActFormat, Activations, GgmlType, Kernels, Mat, dequantize, quantize};
 
 /// Noise without a crate, the same every time.
 struct Noise(u64);
@@ -176,12 +139,14 @@ fn check(ty: GgmlType, bytes_like: Option<u8>, acts_like: Option<i8>) {
     }
 }
 
+#[test]
 fn products_of_any_bits_are_right() {
     for ty in types() {
         check(ty, None, None);
     }
 }
 
+#[test]
 fn products_of_extreme_values_are_right() {
     for ty in types() {
         for bytes in [0x00, 0xff, 0x7f, 0x80] {
@@ -192,6 +157,7 @@ fn products_of_extreme_values_are_right() {
     }
 }
 
+#[test]
 fn products_of_quantised_weights_have_the_same_bits_on_every_instruction_set() {
     for ty in types().filter(|ty| ty.act_format() != ActFormat::F32) {
         for (cols, n) in lengths(ty).into_iter().flat_map(|cols| [1, 7, 64].map(|n| (cols, n))) {
@@ -214,6 +180,7 @@ fn products_of_quantised_weights_have_the_same_bits_on_every_instruction_set() {
     }
 }
 
+#[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     for ty in types() {
         let mut noise = Noise(77);
@@ -237,8 +204,4 @@ fn a_row_has_the_same_bits_in_any_batch() {
             }
         }
     }
-}
-
-fn attention_is_causal_softmax_over_the_cache() {
-    attention::check(&Pool::new(1));
 }

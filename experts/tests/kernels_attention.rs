@@ -1,4 +1,4 @@
-//! Attention against plain arithmetic, with or without threads.
+//! Attention over cached keys and values against the formula in f64.
 
 use outrigger_experts::ops::{self, Attention, KvSide, KvTensor, KvType};
 use outrigger_experts::{GgmlType, Pool, dequantize, quantize};
@@ -35,21 +35,22 @@ fn kept(ty: GgmlType, values: &[f32]) -> Vec<f32> {
     kept
 }
 
-/// Attention of several rows on `pool`, and of each alone, against the formula.
-pub(crate) fn check(pool: &Pool) {
+#[test]
+fn attention_is_causal_softmax_over_the_cache() {
+    let pool = Pool::new(2);
     // Heads for themselves, shared by 2, by 4, and by more than pass together; odd and even widths.
     for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (8, 2, 96), (11, 1, 20)] {
         let shape = Attention { n_heads, n_kv_heads, head_dim, scale: 0.7 };
         for (ty, plain) in [(KvType::F16, GgmlType::F16), (KvType::Q8_0, GgmlType::Q8_0)] {
             if ty.fits(head_dim) {
-                check_one(pool, &shape, ty, plain);
+                check(&pool, &shape, ty, plain);
             }
         }
     }
 }
 
-/// With keys and values kept as `ty`, the same numbers as `plain`.
-fn check_one(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
+/// Several rows, and each alone, with keys and values kept as `ty`, the same numbers as `plain`.
+fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
     let Attention { n_heads, n_kv_heads, head_dim, scale } = *shape;
     let capacity = 200;
     let cache = |side, seed| {
