@@ -112,7 +112,7 @@ async fn pump(
     };
     let write = async move {
         while let Some((due, bytes)) = receive.recv().await {
-            tokio::time::sleep_until(due).await;
+            wait_until(due).await;
             // A silent link keeps what it has swallowed: TCP would send it again once the link is back.
             if gate.wait_for(|now| now.state != LinkFault::Silent).await.is_err()
                 || to.write_all(&bytes).await.is_err()
@@ -122,4 +122,17 @@ async fn pump(
         }
     };
     tokio::join!(read, write);
+}
+
+/// The runtime's timer counts whole milliseconds, upwards; the system's sleep does the rest.
+async fn wait_until(due: Instant) {
+    const TICK: Duration = Duration::from_millis(1);
+    if let Some(early) = due.checked_sub(2 * TICK).filter(|early| *early > Instant::now()) {
+        tokio::time::sleep_until(early).await;
+    }
+    let rest = due.saturating_duration_since(Instant::now());
+    if !rest.is_zero() {
+        // It cannot panic, and where the runtime ends nobody waits.
+        let _ = tokio::task::spawn_blocking(move || std::thread::sleep(rest)).await;
+    }
 }
