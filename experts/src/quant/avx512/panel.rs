@@ -8,7 +8,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::load;
-use super::unpack::{ROWS, Source, Unpack};
+use super::unpack::{ROWS, Unpack};
+use crate::quant::source::Source;
 use crate::quant::sums::LANES;
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile};
 

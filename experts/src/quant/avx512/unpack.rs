@@ -1,12 +1,11 @@
 //! Weight rows into a [`Panel`], by type.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
-use std::cell::Cell;
 
 use super::panel::Panel;
 use super::{load, or_bits};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
+use crate::quant::source::Source;
 use crate::quant::sums::LANES;
 
 /// Weight rows of a panel: two vectors of 32-bit lanes.
@@ -29,56 +28,7 @@ pub(super) trait Unpack {
     ///
     /// # Safety
     /// They are there, and so are the instructions.
-    unsafe fn unpack(source: &Source, count: usize, panel: &mut Panel);
-}
-
-/// A panel's weight rows.
-///
-/// The hardware's prefetch cannot follow so many rows at once. So each visit to a row asks for one line of the next
-/// panel, in the order of memory: many requests at once would hold up the loads behind them.
-pub(super) struct Source {
-    rows: [*const u8; ROWS],
-    row_bytes: usize,
-    /// Where in each row the blocks begin.
-    at: usize,
-    /// What to ask for next, and where to stop.
-    ahead: Cell<*const u8>,
-    end: *const u8,
-}
-
-impl Source {
-    /// `rows` rows, one after another from `w`; the last stands in for those beyond it.
-    pub(super) fn new(w: *const u8, row_bytes: usize, rows: usize) -> Source {
-        let row = |r: usize| w.wrapping_add(r.min(rows - 1) * row_bytes);
-        Source { rows: from_fn(row), row_bytes, at: 0, ahead: Cell::new(w), end: w }
-    }
-
-    /// Moves on to the blocks at `at`, of `len` bytes a row.
-    pub(super) fn go_to(&mut self, at: usize, len: usize) {
-        self.at = at;
-        let ahead = self.rows[0].wrapping_add(ROWS * (self.row_bytes + at));
-        self.ahead.set(ahead);
-        self.end = ahead.wrapping_add(ROWS * len);
-    }
-
-    /// Where the blocks of row `r` begin.
-    #[inline(always)]
-    fn row(&self, r: usize) -> *const u8 {
-        self.rows[r].wrapping_add(self.at)
-    }
-
-    /// The same, on a visit.
-    #[inline]
-    #[target_feature(enable = "sse")]
-    fn visit(&self, r: usize) -> *const u8 {
-        let line = self.ahead.get();
-        if line < self.end {
-            // A prefetch of an address that is not mapped does nothing.
-            _mm_prefetch::<_MM_HINT_T0>(line.cast());
-            self.ahead.set(line.wrapping_add(64));
-        }
-        self.row(r)
-    }
+    unsafe fn unpack(source: &Source<ROWS>, count: usize, panel: &mut Panel);
 }
 
 /// Q4_K, or Q5_K where `FIVE`.
@@ -91,7 +41,7 @@ impl<const FIVE: bool> Unpack for K<FIVE> {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn unpack(source: &Source, _: usize, panel: &mut Panel) {
+    unsafe fn unpack(source: &Source<ROWS>, _: usize, panel: &mut Panel) {
         let nibble = _mm512_set1_epi8(0x0f);
         for first in [0, 16] {
             // SAFETY: by the caller; what is loaded lies within the block.
@@ -159,7 +109,7 @@ impl Unpack for Q6K {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn unpack(source: &Source, _: usize, panel: &mut Panel) {
+    unsafe fn unpack(source: &Source<ROWS>, _: usize, panel: &mut Panel) {
         let nibble = _mm512_set1_epi8(0x0f);
         for first in [0, 16] {
             // SAFETY: by the caller; what is loaded lies within the block.
@@ -213,7 +163,7 @@ impl<const NIBBLES: bool> Unpack for Blocks<NIBBLES> {
 
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-    unsafe fn unpack(source: &Source, count: usize, panel: &mut Panel) {
+    unsafe fn unpack(source: &Source<ROWS>, count: usize, panel: &mut Panel) {
         for first in [0, 16] {
             for b in 0..count {
                 // SAFETY: by the caller; what is loaded lies within the block.
