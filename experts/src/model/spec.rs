@@ -210,18 +210,21 @@ impl Keys<'_> {
             let expected = format!("a divisor of the {n_heads} heads");
             return Err(self.mismatch("attention.head_count_kv", n_kv_heads, expected));
         }
-        let key = "attention.key_length";
+        let (key, most) = ("attention.key_length", Attention::MAX_HEAD_DIM);
         let head_dim = match self.meta.u32(&self.name(key))? {
             Some(size) => self.check_size(key, size)?,
+            None if n_embd / n_heads > most => {
+                let expected = format!("at most {most} for each of the {n_heads} heads");
+                return Err(self.mismatch("embedding_length", n_embd, expected));
+            }
             None if n_embd.is_multiple_of(n_heads) => n_embd / n_heads,
             None => {
                 let expected = format!("a divisor of the width {n_embd}, or {}", self.name(key));
                 return Err(self.mismatch("attention.head_count", n_heads, expected));
             }
         };
-        if head_dim > Attention::MAX_HEAD_DIM {
-            let expected = format!("at most {}", Attention::MAX_HEAD_DIM);
-            return Err(self.mismatch(key, head_dim, expected));
+        if head_dim > most {
+            return Err(self.mismatch(key, head_dim, format!("at most {most}")));
         }
         let value_dim = self.size_or("attention.value_length", head_dim)?;
         if value_dim != head_dim {

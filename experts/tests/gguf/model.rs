@@ -118,7 +118,15 @@ fn metadata_that_contradicts_itself() {
     refused(&groups.set("expert_group_used_count", 5u32), &["found 5", "2 to 4"]);
     refused(&olmoe().unset("block_count"), &["key `olmoe.block_count`", "no such key"]);
     refused(&olmoe().set("block_count", u32::MAX), &["tensor `blk.1.", "no such tensor"]);
-    refused(&olmoe().set("embedding_length", u32::MAX - 3), &["tensor `token_embd.weight`"]);
+    refused(&olmoe().set("embedding_length", 16u32), &["tensor `token_embd.weight`"]);
+    refused(
+        &olmoe().set("embedding_length", u32::MAX - 3),
+        &["embedding_length`", "found 4294967292", "at most 512 for each of the 2 heads"],
+    );
+    refused(
+        &olmoe().set("attention.key_length", 513u32),
+        &["key_length`", "found 513", "at most 512"],
+    );
     refused(&olmoe().set("feed_forward_length", vec![6u32]), &["an integer", "array of 1 u32"]);
     let qwen = Small::new("qwen3moe").unset("expert_feed_forward_length");
     assert_eq!(spec(&qwen.clone().set("feed_forward_length", 12u32)).n_ff, 6);
