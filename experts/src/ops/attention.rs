@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::kv::{BLOCK, KvTensor};
 use super::{exp_all, greatest};
 use crate::pool::{Pool, SharedMut};
+use crate::quant::filled;
 use crate::quant::isa::multiversion;
 
 /// Queries that pass over a block together, heads of one row or rows of one head.
@@ -79,7 +80,7 @@ pub fn attend(
             let queries = &mut queries[..QUERIES.min(count - first)];
             queries.iter_mut().enumerate().for_each(|(i, to)| *to = query(first + i));
             let mut room = [const { MaybeUninit::uninit() }; QUERIES * Attention::MAX_HEAD_DIM];
-            let attended = zeros(&mut room[..queries.len() * head_dim]);
+            let attended = filled(&mut room[..queries.len() * head_dim], 0.0);
             together(queries, shape, head, (k, v), attended);
             for (query, attended) in queries.iter().zip(attended.chunks_exact(head_dim)) {
                 // SAFETY: each task has queries of its own.
@@ -101,7 +102,7 @@ fn together(
     let dim = shape.head_dim;
     let last = queries.iter().map(|query| query.sees).max().unwrap_or(0);
     let mut room = [const { MaybeUninit::uninit() }; BLOCK * Attention::MAX_HEAD_DIM];
-    let block = zeros(&mut room[..BLOCK * dim]);
+    let block = filled(&mut room[..BLOCK * dim], 0.0);
     let (mut most, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0f32; QUERIES]);
     let mut scores = [[0f32; BLOCK]; QUERIES];
     let scores = &mut scores[..queries.len()];
@@ -127,14 +128,6 @@ fn together(
     for (out, sum) in out.chunks_exact_mut(dim).zip(sums) {
         out.iter_mut().for_each(|out| *out /= sum);
     }
-}
-
-fn zeros(room: &mut [MaybeUninit<f32>]) -> &mut [f32] {
-    for value in room.iter_mut() {
-        value.write(0.0);
-    }
-    // SAFETY: all of them were just written.
-    unsafe { &mut *(std::ptr::from_mut(room) as *mut [f32]) }
 }
 
 multiversion! {

@@ -21,6 +21,8 @@ mod sums;
 mod tiles;
 pub(crate) mod vq;
 
+use std::mem::MaybeUninit;
+
 use crate::{Activations, GgmlType, Mat};
 use isa::Isa;
 
@@ -101,6 +103,16 @@ impl Tile<'_> {
             unsafe { self.out.add((i + n) * self.stride + r).write(y) };
         }
     }
+}
+
+/// `value` in all of `room`: of an array on the stack, only the part that is needed.
+#[inline]
+pub(crate) fn filled<T: Copy>(room: &mut [MaybeUninit<T>], value: T) -> &mut [T] {
+    for place in room.iter_mut() {
+        place.write(value);
+    }
+    // SAFETY: all of them were just written.
+    unsafe { &mut *(std::ptr::from_mut(room) as *mut [T]) }
 }
 
 /// Fills a tile's output.

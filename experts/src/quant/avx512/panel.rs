@@ -11,7 +11,7 @@ use super::load;
 use super::unpack::{ROWS, Unpack};
 use crate::quant::source::Source;
 use crate::quant::sums::LANES;
-use crate::quant::{ActRow, MAX_TILE_ROWS, Tile};
+use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 
 /// Activation rows that are multiplied together.
 const BATCH: usize = 6;
@@ -54,12 +54,7 @@ type Lanes = [[f32; ROWS]; LANES];
 pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
     let mut panel = Panel::EMPTY;
     let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
-    let sums = &mut room[..tile.x.len()];
-    for lanes in sums.iter_mut() {
-        lanes.write([[0.0; ROWS]; LANES]);
-    }
-    // SAFETY: all of them were just written.
-    let sums = unsafe { &mut *(std::ptr::from_mut(sums) as *mut [Lanes]) };
+    let sums = filled(&mut room[..tile.x.len()], [[0.0; ROWS]; LANES]);
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);

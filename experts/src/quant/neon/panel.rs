@@ -6,7 +6,7 @@ use std::mem::{MaybeUninit, zeroed};
 use super::multiply::Multiply;
 use super::{Weights, transposed};
 use crate::quant::sums::LANES;
-use crate::quant::{ActRow, MAX_TILE_ROWS, Tile};
+use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 
 /// Weight rows of a panel, by four.
 const QUADS: usize = 8;
@@ -62,11 +62,7 @@ pub(super) unsafe fn tile<M: Multiply, W: Weights, const WIDE: usize>(tile: &Til
     let (mut quads, mut batch) = ([Quad::EMPTY; QUADS], Batch::EMPTY);
     let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
     let room = &mut room[..tile.x.len().next_multiple_of(4)];
-    for lanes in room.iter_mut() {
-        lanes.write([[vdupq_n_f32(0.0); QUADS]; LANES]);
-    }
-    // SAFETY: all of them were just written.
-    let sums = unsafe { &mut *(std::ptr::from_mut(room) as *mut [Lanes]) };
+    let sums = filled(room, [[vdupq_n_f32(0.0); QUADS]; LANES]);
     let blocks = tile.row_bytes / W::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
