@@ -445,7 +445,7 @@ def main():
     p.add_argument("--init", type=Path, help="start from this Hugging Face model")
     p.add_argument("--tokenizer", type=Path, help="use this tokenizer.json instead of training one")
     p.add_argument("--minutes", type=float, default=math.inf, help="over all resumed parts")
-    p.add_argument("--tokens", type=float, default=math.inf, help="likewise; what ends first counts")
+    p.add_argument("--tokens", type=float, default=math.inf, help="likewise: what ends first")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="processes on a CPU")
     p.add_argument("--batch", type=int, default=8192, help="tokens a step, 1024 x threads x any")
