@@ -36,7 +36,7 @@ struct Blocks {
 
 /// Bytes that begin with a cache line, so that no vector of a row's straddles two.
 #[derive(Default)]
-struct Lines {
+pub(crate) struct Lines {
     lines: Vec<Line>,
     len: usize,
 }
@@ -215,7 +215,7 @@ impl Activations {
 }
 
 impl Lines {
-    fn resize(&mut self, len: usize) {
+    pub(crate) fn resize(&mut self, len: usize) {
         self.lines.resize(len.div_ceil(64), Line([0; 64]));
         self.len = len;
     }

@@ -95,12 +95,12 @@ fn activations(
     (x, values)
 }
 
-/// Row lengths: one block, an odd number of them, many; for floats also no multiple of a vector.
+/// Row lengths: one block, an odd number of them, many, for K types very many; for floats also no multiple of a vector.
 fn lengths(ty: GgmlType) -> Vec<usize> {
     match ty.block_len() {
         1 => vec![1, 7, 16, 65, 100, 2048],
         32 => vec![32, 9 * 32, 15 * 32, 64 * 32],
-        _ => vec![256, 5 * 256, 8 * 256],
+        _ => vec![256, 5 * 256, 8 * 256, 131 * 256],
     }
 }
 

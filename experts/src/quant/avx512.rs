@@ -1,5 +1,6 @@
-//! AVX-512 with VNNI: 64 quantised values an instruction.
+//! AVX-512 with VNNI: 64 quantised values an instruction; and AMX beside it, 16384 products an instruction.
 
+pub(super) mod amx;
 mod floats;
 mod panel;
 mod rows;
@@ -12,7 +13,7 @@ use super::tiles::{float_tiles, quant_tiles};
 use super::{Kernels, Tile, TileFn, vq};
 use floats::{BF16, F16, F32, float_dot, widen};
 
-pub(super) static KERNELS: Kernels = Kernels {
+pub(super) const KERNELS: Kernels = Kernels {
     name: "AVX-512 VNNI",
     isa: Isa::Avx512,
     f32: f32_tile,
@@ -27,6 +28,15 @@ pub(super) static KERNELS: Kernels = Kernels {
     widen,
 };
 
+pub(super) static AMX_KERNELS: Kernels = Kernels {
+    name: "AVX-512 VNNI, AMX",
+    isa: Isa::Amx,
+    q4_k: amx_q4_k_tile,
+    q5_k: amx_q5_k_tile,
+    q6_k: amx_q6_k_tile,
+    ..KERNELS
+};
+
 /// What unpacked codes are multiplied by.
 struct Q8;
 
@@ -39,12 +49,15 @@ const BATCH: usize = 4;
 
 float_tiles!("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 quant_tiles!(
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni",
-    q8_0_tile: rows::dot::<rows::Blocks<false>>, panel::tile::<unpack::Blocks<false>>;
-    q4_0_tile: rows::dot::<rows::Blocks<true>>, panel::tile::<unpack::Blocks<true>>;
-    q4_k_tile: rows::dot::<rows::K<false>>, panel::tile::<unpack::K<false>>;
-    q5_k_tile: rows::dot::<rows::K<true>>, panel::tile::<unpack::K<true>>;
-    q6_k_tile: rows::dot::<rows::Q6K>, panel::tile::<unpack::Q6K>;
+    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", rows::MAX_COLS,
+    q8_0_tile: rows::tile::<rows::Blocks<false>>, panel::tile::<unpack::Blocks<false>>;
+    q4_0_tile: rows::tile::<rows::Blocks<true>>, panel::tile::<unpack::Blocks<true>>;
+    q4_k_tile: rows::tile::<rows::K<false>>, panel::tile::<unpack::K<false>>;
+    q5_k_tile: rows::tile::<rows::K<true>>, panel::tile::<unpack::K<true>>;
+    q6_k_tile: rows::tile::<rows::Q6K>, panel::tile::<unpack::Q6K>;
+    amx_q4_k_tile: rows::tile::<rows::K<false>>, amx::tile::<unpack::K<false>>;
+    amx_q5_k_tile: rows::tile::<rows::K<true>>, amx::tile::<unpack::K<true>>;
+    amx_q6_k_tile: rows::tile::<rows::Q6K>, amx::tile::<unpack::Q6K>;
 );
 
 /// The sum of each vector. Not a closure for `map`: one would not be inlined there, and sums that go through memory

@@ -13,6 +13,8 @@ pub(crate) enum Isa {
     Avx2Vnni,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// The same, and AMX with its int8 tiles.
+    Amx,
     /// NEON and no more.
     Neon,
     /// NEON with `sdot`.
@@ -23,8 +25,16 @@ pub(crate) enum Isa {
 
 impl Isa {
     /// All of them; of those that one machine has, a later one is faster.
-    pub(crate) const ALL: [Isa; 7] =
-        [Isa::Scalar, Isa::Avx2, Isa::Avx2Vnni, Isa::Avx512, Isa::Neon, Isa::DotProd, Isa::I8mm];
+    pub(crate) const ALL: [Isa; 8] = [
+        Isa::Scalar,
+        Isa::Avx2,
+        Isa::Avx2Vnni,
+        Isa::Avx512,
+        Isa::Amx,
+        Isa::Neon,
+        Isa::DotProd,
+        Isa::I8mm,
+    ];
 
     /// The best that this machine has.
     #[inline]
@@ -57,6 +67,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_here() && super::avx512::amx::is_here(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => is_aarch64_feature_detected!("neon"),
             #[cfg(target_arch = "aarch64")]
@@ -91,7 +103,7 @@ macro_rules! multiversion {
                 }
                 match Isa::best() {
                     // SAFETY: `Isa::best` found these instructions on this machine.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx512 | Isa::Amx => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
                     Isa::Avx2 | Isa::Avx2Vnni => return unsafe { avx2($($arg),*) },
                     _ => {}

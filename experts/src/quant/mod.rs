@@ -160,6 +160,8 @@ impl Kernels {
     fn of(isa: Isa) -> &'static Kernels {
         match isa {
             #[cfg(target_arch = "x86_64")]
+            Isa::Amx => &avx512::AMX_KERNELS,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => &avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2Vnni => &avx2::VNNI_KERNELS,

@@ -32,23 +32,20 @@ macro_rules! float_tiles {
     };
 }
 
-/// Defines tile functions for quantised types: of a dot product of a weight row with one activation row, and of a
-/// tile function for several.
+/// Defines tile functions for quantised types: of one for one activation row, if it is not too long, and of one for any.
 #[cfg(target_arch = "x86_64")]
 macro_rules! quant_tiles {
-    ($features:literal, $($name:ident: $dot:expr, $several:expr;)+) => {$(
+    ($features:literal, $max_cols:expr, $($name:ident: $one:expr, $any:expr;)+) => {$(
         /// # Safety
         /// See `TileFn`.
         #[target_feature(enable = $features)]
         unsafe fn $name(tile: &Tile<'_>) {
-            if let [x] = tile.x {
-                for r in 0..tile.rows {
-                    // SAFETY: `TileFn`'s conditions.
-                    unsafe { tile.store(0, r, [$dot(tile.row(r), x)]) };
+            // SAFETY: `TileFn`'s conditions.
+            unsafe {
+                match tile.x {
+                    [x] if x.q.len() <= $max_cols => $one(tile, x),
+                    _ => $any(tile),
                 }
-            } else {
-                // SAFETY: `TileFn`'s conditions.
-                unsafe { $several(tile) };
             }
         }
     )+};

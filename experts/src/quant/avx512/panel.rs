@@ -16,7 +16,7 @@ use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 /// Activation rows that are multiplied together.
 const BATCH: usize = 6;
 /// Values that are unpacked at a time.
-const STEP: usize = 256;
+pub(super) const STEP: usize = 256;
 
 /// 256 values of each of [`ROWS`] weight rows.
 #[repr(C, align(64))]
@@ -44,7 +44,7 @@ impl Panel {
 }
 
 /// An activation row's products with the panel's weight rows, in the making: see [`crate::quant::sums`].
-type Lanes = [[f32; ROWS]; LANES];
+pub(super) type Lanes = [[f32; ROWS]; LANES];
 
 /// A tile of weights that `U` unpacks.
 ///
@@ -52,6 +52,37 @@ type Lanes = [[f32; ROWS]; LANES];
 /// See `TileFn`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
+    // SAFETY: `TileFn`'s conditions: the activation rows have the blocks that the weight rows have.
+    unsafe {
+        panel_by_panel::<U>(tile, |panel, b, count, sums| {
+            let (batches, rest) = tile.x.as_chunks::<BATCH>();
+            let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
+            for (x, sums) in batches.iter().zip(batch_sums) {
+                multiply::<U, BATCH>(panel, x, b, count, sums);
+            }
+            match rest.len() {
+                1 => multiply_rest::<U, 1>(panel, rest, b, count, rest_sums),
+                2 => multiply_rest::<U, 2>(panel, rest, b, count, rest_sums),
+                3 => multiply_rest::<U, 3>(panel, rest, b, count, rest_sums),
+                4 => multiply_rest::<U, 4>(panel, rest, b, count, rest_sums),
+                5 => multiply_rest::<U, 5>(panel, rest, b, count, rest_sums),
+                _ => {}
+            }
+        });
+    }
+}
+
+/// Unpacks the tile's weights panel by panel. `multiply` adds the products of the panel's blocks, `count` from `b` of their
+/// rows, to each activation row's sums.
+///
+/// # Safety
+/// See `TileFn`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn panel_by_panel<U: Unpack>(
+    tile: &Tile<'_>,
+    mut multiply: impl FnMut(&Panel, usize, usize, &mut [Lanes]),
+) {
     let mut panel = Panel::EMPTY;
     let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
     let sums = filled(&mut room[..tile.x.len()], [[0.0; ROWS]; LANES]);
@@ -64,23 +95,9 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
         for b in (0..blocks).step_by(U::BLOCKS) {
             let count = U::BLOCKS.min(blocks - b);
             source.go_to(b * U::BYTES, count * U::BYTES);
-            // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`, and so have the activations.
-            unsafe {
-                U::unpack(&source, count, &mut panel);
-                let (batches, rest) = tile.x.as_chunks::<BATCH>();
-                let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
-                for (x, sums) in batches.iter().zip(batch_sums) {
-                    multiply::<U, BATCH>(&panel, x, b, count, sums);
-                }
-                match rest.len() {
-                    1 => multiply_rest::<U, 1>(&panel, rest, b, count, rest_sums),
-                    2 => multiply_rest::<U, 2>(&panel, rest, b, count, rest_sums),
-                    3 => multiply_rest::<U, 3>(&panel, rest, b, count, rest_sums),
-                    4 => multiply_rest::<U, 4>(&panel, rest, b, count, rest_sums),
-                    5 => multiply_rest::<U, 5>(&panel, rest, b, count, rest_sums),
-                    _ => {}
-                }
-            }
+            // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`.
+            unsafe { U::unpack(&source, count, &mut panel) };
+            multiply(&panel, b, count, sums);
         }
         for (i, sums) in sums.iter().enumerate() {
             // SAFETY: `out` is valid for `rows` products of activation row `i` from weight row `first`.
@@ -161,6 +178,25 @@ unsafe fn super_block<U: Unpack, const N: usize>(
                 }
             }
         }
+        finish::<U, N>(panel, x, b, ints, sums);
+    }
+}
+
+/// Adds block `b`'s terms of `ints`, its products with the sub-blocks' scales, to the sums.
+///
+/// # Safety
+/// Each `x` has it.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn finish<U: Unpack, const N: usize>(
+    panel: &Panel,
+    x: &[ActRow<'_>; N],
+    b: usize,
+    ints: [[__m512i; 2]; N],
+    sums: &mut [Lanes; N],
+) {
+    // SAFETY: by the caller.
+    unsafe {
         let minima = times_sums(&panel.factors[..STEP / U::SUB / 2], x, b);
         let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
         for n in 0..N {
@@ -326,7 +362,7 @@ unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn vectors(from: &[i32; ROWS]) -> [__m512i; 2] {
+pub(super) fn vectors(from: &[i32; ROWS]) -> [__m512i; 2] {
     // SAFETY: 32 values are there.
     unsafe {
         let from = from.as_ptr().cast::<u8>();

@@ -5,17 +5,23 @@
 //! are made unsigned by an offset, which the activations' sums take back, all in integers.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 use super::{half_shifts, load, or_bits};
-use crate::quant::ActRow;
 use crate::quant::avx2::{across, k_minima, k_scales, term, total};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
+use crate::quant::{ActRow, Tile};
+
+/// Values of the longest row that is multiplied here.
+pub(super) const MAX_COLS: usize = 32 << 10;
 
 /// A weight type by eight blocks, or what is left of a row.
 pub(super) trait Eights {
     /// Bytes a block.
     const BYTES: usize;
+    /// Activations are wanted as [`paired`] orders them.
+    const PAIRED: bool = false;
 
     /// Adds `COUNT` blocks from `first` to the sums, each in a lane of its own. The compiler knows the count, so that
     /// everything stays in registers.
@@ -30,13 +36,45 @@ pub(super) trait Eights {
     ) -> __m256;
 }
 
+/// A tile of the one activation row `x`, of up to [`MAX_COLS`] values.
+///
+/// # Safety
+/// See `TileFn`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn tile<E: Eights>(tile: &Tile<'_>, x: &ActRow<'_>) {
+    let mut room = [const { MaybeUninit::uninit() }; MAX_COLS / 128];
+    let x = ActRow { q: if E::PAIRED { paired(x.q, &mut room) } else { x.q }, ..*x };
+    for r in 0..tile.rows {
+        // SAFETY: `TileFn`'s conditions.
+        unsafe { tile.store(0, r, [dot::<E>(tile.row(r), &x)]) };
+    }
+}
+
+/// 128 activations, in whole cache lines.
+#[repr(align(64))]
+struct Chunk(#[expect(dead_code, reason = "read as bytes")] [[i8; 32]; 4]);
+
+/// Of each 128 values the first 32, the third, the second and the last: 64 that the low nibbles of 64 bytes of a K block
+/// belong to, then those of the high ones.
+fn paired<'a>(q: &[i8], room: &'a mut [MaybeUninit<Chunk>]) -> &'a [i8] {
+    let (chunks, _) = q.as_chunks::<128>();
+    for (chunk, to) in chunks.iter().zip(&mut *room) {
+        if let [a, b, c, d] = *chunk.as_chunks().0 {
+            to.write(Chunk([a, c, b, d]));
+        }
+    }
+    // SAFETY: these values were just written, so far as there is room.
+    unsafe { std::slice::from_raw_parts(room.as_ptr().cast(), 128 * chunks.len().min(room.len())) }
+}
+
 /// `w · x`.
 ///
 /// # Safety
-/// `x` holds as many values in the type's format as `w` has.
+/// `x` holds as many values in the type's format as `w` has, in the order that `E` wants.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn dot<E: Eights>(w: &[u8], x: &ActRow<'_>) -> f32 {
+unsafe fn dot<E: Eights>(w: &[u8], x: &ActRow<'_>) -> f32 {
     let blocks = w.len() / E::BYTES;
     let rest = blocks / LANES * LANES;
     let mut sums = _mm256_setzero_ps();
@@ -65,6 +103,7 @@ pub(super) struct K<const FIVE: bool>;
 
 impl<const FIVE: bool> Eights for K<FIVE> {
     const BYTES: usize = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
+    const PAIRED: bool = true;
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -106,25 +145,21 @@ impl<const FIVE: bool> Eights for K<FIVE> {
 /// The lanes' parts of `sum over sub-blocks of scale * (w · x)`; `scales` as [`k_scales`] gives them.
 ///
 /// # Safety
-/// A block is at `w`, 256 values at `x`.
+/// A block is at `w`, 256 values at `x`, as [`paired`] orders them.
 #[inline]
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i) -> __m512i {
     let qs = if FIVE { q5_k::QS } else { q4_k::QS };
     let nibble = _mm512_set1_epi8(0x0f);
-    // Which of a half's scales each 16-bit lane takes, for sub-blocks 0 and 2 and for 1 and 3; none in odd lanes.
-    let scale_of = |sub: i32| {
-        let lane = |s: i32| 0x8080_0000_u32 as i32 | ((2 * s + 1) << 8) | (2 * s);
-        let (a, b) = (lane(sub), lane(sub + 2));
-        _mm512_set_epi32(b, b, b, b, b, b, b, b, a, a, a, a, a, a, a, a)
-    };
+    // Of `scales`, what each 16-bit lane of `both` below takes: four times one for low nibbles, four times one for high.
+    let pairs = |a: i16, b: i16| _mm_set_epi16(b, b, b, b, a, a, a, a);
+    let lanes = _mm512_inserti64x4::<1>(
+        _mm512_castsi256_si512(_mm256_broadcastsi128_si256(pairs(0, 1))),
+        _mm256_broadcastsi128_si256(pairs(2, 3)),
+    );
     let scales = _mm512_castsi256_si512(scales);
-    let scales = [
-        _mm512_shuffle_i64x2::<0x00>(scales, scales),
-        _mm512_shuffle_i64x2::<0x55>(scales, scales),
-    ];
     let mut ints = _mm512_setzero_si512();
-    for (half, scales) in scales.into_iter().enumerate() {
+    for half in 0..2 {
         // SAFETY: by the caller.
         unsafe {
             // Two chunks: their low nibbles are sub-blocks 0 and 2 of this half, their high ones 1 and 3.
@@ -139,13 +174,12 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i)
                 high = or_bits(high, _mm512_sllv_epi16(fifth, half_shifts(3, 1)), 0x10);
             }
             let x = x.cast::<u8>().add(128 * half);
-            let (a, c) = (load(x), load(x.add(64)));
-            let even = _mm512_shuffle_i64x2::<0x44>(a, c);
-            let odd = _mm512_shuffle_i64x2::<0xee>(a, c);
-            let low_scales = _mm512_shuffle_epi8(scales, scale_of(0));
-            let high_scales = _mm512_shuffle_epi8(scales, scale_of(1));
-            ints = _mm512_dpwssd_epi32(ints, products(low, even), low_scales);
-            ints = _mm512_dpwssd_epi32(ints, products(high, odd), high_scales);
+            let (low, high) = (products(low, load(x)), products(high, load(x.add(64))));
+            // Four products of five bits and eight fit in 16: one multiplication by scales for both.
+            let both = _mm512_packs_epi32(low, high);
+            let lanes = _mm512_add_epi16(lanes, _mm512_set1_epi16(8 * half as i16));
+            let scales = _mm512_permutexvar_epi16(lanes, scales);
+            ints = _mm512_dpwssd_epi32(ints, both, scales);
         }
     }
     ints
