@@ -34,8 +34,8 @@ def parse_args():
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--outrigger", type=Path, default=Path("target/release/outrigger"), help="our binary")
-    parser.add_argument("-p", "--prompt", type=int, default=512, help="tokens of prefill")
-    parser.add_argument("-n", "--generate", type=int, default=64, help="tokens of decode")
+    parser.add_argument("-p", "--prompt", type=int, default=512, help="tokens of prefill; 0 for none")
+    parser.add_argument("-n", "--generate", type=int, default=64, help="tokens of decode; 0 for none")
     parser.add_argument("--rounds", type=int, default=3, help="times that each program runs")
     parser.add_argument("--csv", type=Path, help="write every single measurement here")
     return parser.parse_args()
@@ -76,10 +76,12 @@ def ours(args):
         sizes = ["-p", prompt, "-n", generate, "-t", args.threads, "-r", 1]
         return json.loads(run([args.outrigger, "bench", "-m", args.model, *sizes, "--json"]).splitlines()[-1])
 
-    return {
-        "prefill": bench(args.prompt, 1)["prefill_tok_s"],
-        "decode": bench(1, args.generate)["decode_tok_s"],
-    }
+    measured = {}
+    if args.prompt:
+        measured["prefill"] = bench(args.prompt, 1)["prefill_tok_s"]
+    if args.generate:
+        measured["decode"] = bench(1, args.generate)["decode_tok_s"]
+    return measured
 
 
 def llama_cpp(args, bench, repack):
@@ -101,31 +103,35 @@ def main():
         for name, measure in programs.items():
             try:
                 measured[name].append(measure())
+                print(f"round {number + 1}: {name} {measured[name][-1]}", file=sys.stderr, flush=True)
             except RuntimeError as error:
                 # Our own failure is one; llama.cpp's repacked kernels die on some compilers and machines.
                 if name == "outrigger":
                     raise
                 print(f"round {number + 1}: {error}", file=sys.stderr)
 
+    phases = {"prefill": args.prompt, "decode": args.generate}
+    phases = {phase: tokens for phase, tokens in phases.items() if tokens}
     medians = {
-        name: {phase: statistics.median(run[phase] for run in runs) for phase in ("prefill", "decode")}
+        name: {phase: statistics.median(run[phase] for run in runs) for phase in phases}
         for name, runs in measured.items()
         if runs
     }
     peers = [median for name, median in medians.items() if name != "outrigger"]
-    print(f"| median of {args.rounds}, {args.threads} threads | prefill {args.prompt} tok/s | decode {args.generate} tok/s |")
-    print("|---|---|---|")
+    columns = [f"{phase} {tokens} tok/s" for phase, tokens in phases.items()]
+    print(f"| median of {args.rounds}, {args.threads} threads | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 1) + "|")
     for name, median in medians.items():
-        print(f"| {name} | {median['prefill']:.2f} | {median['decode']:.2f} |")
+        print(f"| {name} | {' | '.join(f'{median[phase]:.2f}' for phase in phases)} |")
     if peers:
-        ratios = [medians["outrigger"][phase] / max(p[phase] for p in peers) for phase in ("prefill", "decode")]
-        print(f"| outrigger / better llama.cpp | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+        ratios = [medians["outrigger"][phase] / max(p[phase] for p in peers) for phase in phases]
+        print(f"| outrigger / better llama.cpp | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |")
     if args.csv:
         with args.csv.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["program", "round", "prefill_tok_s", "decode_tok_s"])
+            writer.writerow(["program", "round", *(f"{phase}_tok_s" for phase in phases)])
             for name, runs in measured.items():
-                writer.writerows([name, i + 1, run["prefill"], run["decode"]] for i, run in enumerate(runs))
+                writer.writerows([name, i + 1, *(run[phase] for phase in phases)] for i, run in enumerate(runs))
 
 
 if __name__ == "__main__":
