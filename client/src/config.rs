@@ -157,6 +157,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Positions of one session's KV cache; the model's own limit if absent.
     pub context: Option<usize>,
+    /// Sessions at a time: memory for their KV caches is left beside the experts.
+    pub sessions: usize,
     /// How a session's keys and values are kept.
     pub kv_cache: KvType,
     /// The longest that one decoded token may wait for servers, over all its layers. A batch of rows waits longer
@@ -186,6 +188,7 @@ impl EngineConfig {
             reply: Reply::Exact,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             context: None,
+            sessions: 1,
             kv_cache: KvType::F16,
             deadline: Duration::from_secs(1),
             trace: None,

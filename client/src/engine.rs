@@ -67,8 +67,8 @@ impl Engine {
         if !kv_cache.fits(spec.head_dim) {
             return Err(Error::KvCache { head_dim: spec.head_dim });
         }
-        let session = KvCache::bytes(spec, kv_cache, context);
-        let budget = expert_budget(&model, config.expert_cache, session, memory_limit())?;
+        let sessions = KvCache::bytes(spec, kv_cache, context) * config.sessions as u64;
+        let budget = expert_budget(&model, config.expert_cache, sessions, memory_limit())?;
         let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
         if !store.holds_all() {
             model.keep_trunk()?;
@@ -99,7 +99,8 @@ impl Engine {
     /// Gives experts the memory that is left where this process may use `limit` bytes.
     pub(crate) fn fit_memory(&self, limit: Option<u64>) -> Result<()> {
         let session = KvCache::bytes(self.spec(), self.config.kv_cache, self.context);
-        let budget = expert_budget(&self.model, self.config.expert_cache, session, limit)?;
+        let sessions = session * self.config.sessions as u64;
+        let budget = expert_budget(&self.model, self.config.expert_cache, sessions, limit)?;
         let all = (0..self.spec().n_layers).map(|layer| self.model.expert_bytes(layer)).sum();
         self.store.resize(budget.bytes(all)?);
         if !self.store.holds_all() {

@@ -14,8 +14,8 @@ const BESIDES: u64 = 128 << 20;
 /// One byte in so many goes to the kernel's tables of the pages that are mapped and cached; 0.9 % was measured.
 const TABLES: u64 = 64;
 
-/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, and the `session`
-/// bytes of a session's keys and values come first. A system that runs out of memory would drop pages of the
+/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, and the `sessions`
+/// bytes of all sessions' keys and values come first. A system that runs out of memory would drop pages of the
 /// experts that the cache counts on, and read them again one by one. A pack is not cut: it has no other place to read
 /// from.
 ///
@@ -24,13 +24,13 @@ const TABLES: u64 = 64;
 pub(crate) fn expert_budget(
     model: &Model,
     asked: Budget,
-    session: u64,
+    sessions: u64,
     limit: Option<u64>,
 ) -> Result<Budget> {
     let (spec, limit) = (&model.spec, limit.unwrap_or(u64::MAX));
     let experts: u64 = (0..spec.n_layers).map(|layer| model.expert_bytes(layer)).sum();
     let trunk: u64 = model.trunk().map(|tensor| tensor.byte_len() as u64).sum();
-    let spare = limit.saturating_sub(trunk + session + BESIDES);
+    let spare = limit.saturating_sub(trunk + sessions + BESIDES);
     let left = spare - spare / TABLES;
     let wanted = asked.bytes(experts)?;
     if wanted <= left || model.is_pack() {

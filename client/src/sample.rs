@@ -1,4 +1,4 @@
-//! Logits to a token: the filters that llama.cpp's users expect, in its order (repetition penalty,
+//! Logits to a token: the filters that llama.cpp's users expect, in its order (biases, penalties,
 //! top-k, top-p, min-p, temperature), and a draw that a seed repeats on every platform.
 
 use std::cmp::Ordering;
@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 /// How to choose a token. The defaults are llama.cpp's.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SamplerConfig {
     /// Divides the logits; 0 always takes the likeliest token.
     pub temperature: f32,
@@ -19,8 +19,14 @@ pub struct SamplerConfig {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
     pub repeat_penalty: f32,
+    /// Taken from the logits of recent tokens, once each; 0 changes nothing.
+    pub presence_penalty: f32,
+    /// Taken from the logits of recent tokens, as often as they are there; 0 changes nothing.
+    pub frequency_penalty: f32,
     /// How many of the last tokens count as recent.
     pub repeat_last_n: usize,
+    /// Added to the logits of these tokens, before anything else.
+    pub logit_bias: Vec<(u32, f32)>,
     /// The same seed draws the same tokens from the same logits.
     pub seed: u64,
 }
@@ -33,7 +39,10 @@ impl Default for SamplerConfig {
             top_p: 0.95,
             min_p: 0.05,
             repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             repeat_last_n: 64,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -52,6 +61,7 @@ impl SamplerConfig {
     pub fn check(&self) -> Result<(), SamplerError> {
         let finite = |x: f32| x.is_finite() && x >= 0.0;
         let fraction = |x: f32| (0.0..=1.0).contains(&x);
+        let odd = self.logit_bias.iter().map(|bias| bias.1).find(|bias| !bias.is_finite());
         let checks = [
             ("temperature", self.temperature, finite(self.temperature), "a number from 0 up"),
             ("top-p", self.top_p, fraction(self.top_p), "a number from 0 to 1"),
@@ -62,6 +72,19 @@ impl SamplerConfig {
                 finite(self.repeat_penalty) && self.repeat_penalty > 0.0,
                 "a number above 0",
             ),
+            (
+                "presence-penalty",
+                self.presence_penalty,
+                self.presence_penalty.is_finite(),
+                "a number",
+            ),
+            (
+                "frequency-penalty",
+                self.frequency_penalty,
+                self.frequency_penalty.is_finite(),
+                "a number",
+            ),
+            ("logit-bias", odd.unwrap_or_default(), odd.is_none(), "a number"),
         ];
         match checks.into_iter().find(|(.., ok, _)| !ok) {
             Some((field, found, _, expected)) => Err(SamplerError { field, found, expected }),
@@ -88,7 +111,7 @@ pub struct Sampler {
     config: SamplerConfig,
     rng: ChaCha8Rng,
     // Scratch, reused so that no token allocates.
-    penalised: Vec<f32>,
+    changed: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -105,9 +128,9 @@ impl Sampler {
     /// NaN, filter nothing; such a temperature is 0.
     pub fn new(config: SamplerConfig) -> Sampler {
         Sampler {
-            config,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
-            penalised: Vec::new(),
+            config,
+            changed: Vec::new(),
             candidates: Vec::new(),
         }
     }
@@ -126,10 +149,13 @@ impl Sampler {
 
     /// What [`Sampler::sample`] chooses where the random number is `draw`.
     pub(crate) fn choose(&mut self, logits: &[f32], history: &[u32], draw: f64) -> u32 {
-        let logits = if self.has_penalty() {
+        let logits = if self.changes_logits() {
+            self.changed.clear();
+            self.changed.extend_from_slice(logits);
+            favour(&mut self.changed, &self.config.logit_bias);
             let recent = &history[history.len().saturating_sub(self.config.repeat_last_n)..];
-            penalise(logits, recent, self.config.repeat_penalty, &mut self.penalised);
-            &self.penalised
+            penalise(&mut self.changed, recent, &self.config);
+            &self.changed
         } else {
             logits
         };
@@ -141,20 +167,32 @@ impl Sampler {
         }
     }
 
-    fn has_penalty(&self) -> bool {
-        let penalty = self.config.repeat_penalty;
-        penalty > 0.0 && penalty != 1.0 && self.config.repeat_last_n > 0
+    fn changes_logits(&self) -> bool {
+        let config = &self.config;
+        let penalties = [config.presence_penalty, config.frequency_penalty];
+        let penalised = config.repeat_penalty != 1.0 || penalties.iter().any(|p| *p != 0.0);
+        !config.logit_bias.is_empty() || (penalised && config.repeat_last_n > 0)
     }
 }
 
-/// `logits` with those of recent tokens made less likely, once each (llama.cpp's penalties).
-fn penalise(logits: &[f32], recent: &[u32], penalty: f32, out: &mut Vec<f32>) {
-    out.clear();
-    out.extend_from_slice(logits);
-    for &id in recent {
-        if let Some(&logit) = logits.get(id as usize) {
-            out[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+fn favour(logits: &mut [f32], biases: &[(u32, f32)]) {
+    for &(id, bias) in biases {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit += bias;
         }
+    }
+}
+
+/// Makes recent tokens less likely (llama.cpp's penalties).
+fn penalise(logits: &mut [f32], recent: &[u32], config: &SamplerConfig) {
+    let repeat = if config.repeat_penalty > 0.0 { config.repeat_penalty } else { 1.0 };
+    for (i, &id) in recent.iter().enumerate() {
+        let Some(logit) = logits.get_mut(id as usize) else { continue };
+        if !recent[..i].contains(&id) {
+            *logit = if *logit > 0.0 { *logit / repeat } else { *logit * repeat };
+            *logit -= config.presence_penalty;
+        }
+        *logit -= config.frequency_penalty;
     }
 }
 

@@ -306,6 +306,29 @@ impl Session {
         self.divergence = self.divergence.filter(|position| *position < len);
     }
 
+    /// Forgets every token from the first one on that `wanted` has otherwise, and returns how many stay: those behind
+    /// them in `wanted` are left to push, at least one, whose logits are needed.
+    pub fn rewind(&mut self, wanted: &[u32]) -> usize {
+        let common = self.tokens().zip(wanted).take_while(|(have, want)| have == *want).count();
+        let kept = common.min(wanted.len().saturating_sub(1));
+        self.truncate(kept);
+        kept
+    }
+
+    /// Chooses tokens in another way from here on. What was said so far is as if it had been pushed:
+    /// [`Session::divergence`] no longer judges it.
+    ///
+    /// # Errors
+    /// A sampling parameter that means nothing.
+    pub fn set_sampler(&mut self, sampler: SamplerConfig) -> Result<()> {
+        sampler.check()?;
+        self.sampler = Sampler::new(sampler);
+        self.decoder = StreamDecoder::new();
+        self.draws.clear();
+        self.divergence = None;
+        Ok(())
+    }
+
     /// Logits after the last computed token, `[vocab]`; empty before the first pass, and where that token was cut off.
     pub fn logits(&self) -> &[f32] {
         &self.logits

@@ -68,7 +68,7 @@ struct Timeline {
 
 impl Timeline {
     fn start(engine: &Arc<Engine>, sampler: SamplerConfig) -> Timeline {
-        let session = engine.session(sampler).expect("the sampler is valid");
+        let session = engine.session(sampler.clone()).expect("the sampler is valid");
         let mut timeline =
             Timeline { engine: engine.clone(), session, sampler, pending: 0, said: Vec::new() };
         timeline.push(&engine.tokenizer().encode("It was the best of times", true, true));
@@ -133,7 +133,7 @@ impl Timeline {
         let difference = max_difference(self.session.logits(), last);
         assert!(difference <= 1e-4, "{difference}");
 
-        let mut sampler = Sampler::new(self.sampler);
+        let mut sampler = Sampler::new(self.sampler.clone());
         let mut would_say = |at: usize| {
             let logits = &expected[(at - 1) * vocab..at * vocab];
             sampler.sample(logits, &ids[..at])

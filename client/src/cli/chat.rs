@@ -52,7 +52,9 @@ impl Chat {
             }
             messages.push(Message::new("user", &line));
             let rendered = engine.template().render(&messages, true)?;
-            rewind(&mut session, &engine.tokenizer().encode(&rendered, true, true))?;
+            let prompt = engine.tokenizer().encode(&rendered, true, true);
+            let kept = session.rewind(&prompt);
+            session.push(&prompt[kept..])?;
             let answer = self.answer(&mut session).await?;
             messages.push(Message::new("assistant", &answer));
         }
@@ -75,15 +77,6 @@ impl Chat {
         eprintln!("({})", summary(&totals));
         Ok(answer)
     }
-}
-
-/// Keeps the longest common prefix of what the session holds and what it should hold, and appends the rest.
-fn rewind(session: &mut Session, wanted: &[u32]) -> Result<()> {
-    let common = session.tokens().zip(wanted).take_while(|(have, want)| have == *want).count();
-    // The last token is computed again, for its logits.
-    let keep = common.min(wanted.len().saturating_sub(1));
-    session.truncate(keep);
-    Ok(session.push(&wanted[keep..])?)
 }
 
 fn prompts(terminal: bool) -> impl Iterator<Item = std::io::Result<String>> {

@@ -91,7 +91,7 @@ proptest! {
     #[test]
     fn only_candidates_are_drawn_and_a_seed_repeats(logits in logits(), config in config()) {
         let candidates = reference(&logits, &config);
-        let (mut one, mut other) = (Sampler::new(config), Sampler::new(config));
+        let (mut one, mut other) = (Sampler::new(config.clone()), Sampler::new(config));
         for _ in 0..20 {
             let id = one.sample(&logits, &[]);
             prop_assert!(candidates.contains_key(&id));
@@ -164,15 +164,47 @@ fn a_penalty_counts_each_recent_token_once() {
 }
 
 #[test]
+fn presence_is_taken_once_and_frequency_each_time() {
+    let best = |presence_penalty, frequency_penalty, history: &[u32]| {
+        let config =
+            SamplerConfig { presence_penalty, frequency_penalty, ..SamplerConfig::greedy() };
+        Sampler::new(config).sample(&[2.0, 1.0, 0.9], history)
+    };
+    assert_eq!(best(0.8, 0.0, &[0, 0, 0]), 0);
+    assert_eq!(best(1.2, 0.0, &[0]), 1);
+    assert_eq!(best(0.0, 0.4, &[0, 0]), 0);
+    assert_eq!(best(0.0, 0.4, &[0, 0, 0]), 1);
+    assert_eq!(best(-0.4, 0.0, &[1]), 0);
+    assert_eq!(best(-1.2, 0.0, &[1]), 1, "a negative one favours");
+}
+
+#[test]
+fn biases_are_added_before_penalties() {
+    let config = |repeat_penalty| SamplerConfig {
+        logit_bias: vec![(2, 3.0), (0, -100.0), (9, 1.0)],
+        repeat_penalty,
+        ..SamplerConfig::greedy()
+    };
+    let logits = [2.0, 1.0, -1.5];
+    assert_eq!(Sampler::new(config(1.0)).sample(&logits, &[]), 2);
+    assert_eq!(Sampler::new(config(2.0)).sample(&logits, &[2]), 1, "1.5 is halved, not doubled");
+}
+
+#[test]
 fn parameters_out_of_range_are_named() {
-    let default = SamplerConfig::default();
-    assert_eq!(default.check(), Ok(()));
+    let default = SamplerConfig::default;
+    assert_eq!(default().check(), Ok(()));
     let field = |config: SamplerConfig| config.check().unwrap_err().field;
-    assert_eq!(field(SamplerConfig { temperature: -1.0, ..default }), "temperature");
-    assert_eq!(field(SamplerConfig { temperature: f32::INFINITY, ..default }), "temperature");
-    assert_eq!(field(SamplerConfig { top_p: f32::NAN, ..default }), "top-p");
-    assert_eq!(field(SamplerConfig { min_p: 1.5, ..default }), "min-p");
-    assert_eq!(field(SamplerConfig { repeat_penalty: 0.0, ..default }), "repeat-penalty");
+    assert_eq!(field(SamplerConfig { temperature: -1.0, ..default() }), "temperature");
+    assert_eq!(field(SamplerConfig { temperature: f32::INFINITY, ..default() }), "temperature");
+    assert_eq!(field(SamplerConfig { top_p: f32::NAN, ..default() }), "top-p");
+    assert_eq!(field(SamplerConfig { min_p: 1.5, ..default() }), "min-p");
+    assert_eq!(field(SamplerConfig { repeat_penalty: 0.0, ..default() }), "repeat-penalty");
+    let odd = f32::NAN;
+    assert_eq!(field(SamplerConfig { presence_penalty: odd, ..default() }), "presence-penalty");
+    assert_eq!(field(SamplerConfig { frequency_penalty: odd, ..default() }), "frequency-penalty");
+    let logit_bias = vec![(0, 1.0), (1, odd)];
+    assert_eq!(field(SamplerConfig { logit_bias, ..default() }), "logit-bias");
 }
 
 /// `ChaCha8Rng::seed_from_u64(42)`: the stream is part of what a seed promises.
