@@ -36,6 +36,8 @@ pub mod plot;
 mod prediction;
 pub mod proxy;
 mod sample;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod session;
 #[cfg(feature = "simulate")]
 pub mod simulate;

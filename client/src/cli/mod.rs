@@ -11,6 +11,7 @@ mod pack;
 mod proxy;
 mod replay;
 mod run;
+mod serve;
 mod simulate;
 mod synth;
 mod view;
@@ -35,6 +36,8 @@ enum Command {
     Run(run::Run),
     /// Talk to the model
     Chat(chat::Chat),
+    /// Serve chats and completions over HTTP, as OpenAI's clients expect them
+    Serve(serve::Serve),
     /// Show what a model file holds and what fits in which budget
     Inspect(inspect::Inspect),
     /// Measure perplexity and coverage on texts, and the distance to the full model
@@ -64,6 +67,7 @@ impl Cli {
             Command::Demo(demo) => demo.run().await,
             Command::Run(run) => run.run().await,
             Command::Chat(chat) => chat.run().await,
+            Command::Serve(serve) => serve.run().await,
             Command::Inspect(inspect) => inspect.run(),
             Command::Eval(eval) => eval.run().await,
             Command::Pack(pack) => pack.run().await,
