@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::dot::Dot;
-use super::{Blocks, K, Q6K, across, bits_at_4, k_minima, k_scales, load, term, total};
+use super::{Blocks, K, Q6K, across, bits_at_4, k_minima, k_scales, load, prefetch, term, total};
 use crate::quant::ActRow;
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
@@ -32,6 +32,7 @@ impl<const FIVE: bool> Row for K<FIVE> {
             let (mut d, mut dmin) = ([0u16; LANES], [0u16; LANES]);
             for (i, w) in eight.chunks_exact(bytes).enumerate() {
                 let b = LANES * e + i;
+                prefetch(w.as_ptr(), w.len());
                 // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
                 unsafe {
                     let both = k_scales(w.as_ptr());
@@ -104,6 +105,7 @@ impl Row for Q6K {
             let mut d = [0u16; LANES];
             for (i, w) in eight.chunks_exact(q6_k::BYTES).enumerate() {
                 let b = LANES * e + i;
+                prefetch(w.as_ptr(), w.len());
                 // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
                 unsafe {
                     let scales = _mm_loadu_si128(w.as_ptr().add(q6_k::SCALES).cast());
@@ -162,6 +164,7 @@ impl<const NIBBLES: bool> Row for Blocks<NIBBLES> {
         let bytes = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
         let mut sums = _mm256_setzero_ps();
         for (e, eight) in w.chunks(LANES * bytes).enumerate() {
+            prefetch(eight.as_ptr(), eight.len());
             let mut ints = [_mm256_setzero_si256(); LANES];
             let mut d = [0u16; LANES];
             for (i, w) in eight.chunks_exact(bytes).enumerate() {

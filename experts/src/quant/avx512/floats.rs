@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::totals;
 use crate::quant::ActRow;
+use crate::quant::avx2::prefetch;
 
 pub(super) const F32: u8 = 0;
 pub(super) const F16: u8 = 1;
@@ -21,9 +22,11 @@ pub(super) unsafe fn float_dot<const TYPE: u8, const N: usize>(
     w: &[u8],
     x: &[ActRow<'_>; N],
 ) -> [f32; N] {
-    let cols = w.len() / if TYPE == F32 { 4 } else { 2 };
+    let size = if TYPE == F32 { 4 } else { 2 };
+    let cols = w.len() / size;
     let mut sums = [[_mm512_setzero_ps(); 4]; N];
     for at in (0..cols / 64 * 64).step_by(64) {
+        prefetch(w[at * size..].as_ptr(), 64 * size);
         for part in 0..4 {
             // SAFETY: 16 values are left in `w` and `x`.
             unsafe {

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::{half_shifts, load, or_bits};
-use crate::quant::avx2::{across, k_minima, k_scales, term, total};
+use crate::quant::avx2::{across, k_minima, k_scales, prefetch, term, total};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
 use crate::quant::{ActRow, Tile};
@@ -274,6 +274,7 @@ impl<const NIBBLES: bool> Eights for Blocks<NIBBLES> {
         let bytes = Self::BYTES;
         let offset = _mm512_set1_epi8(if NIBBLES { 8 } else { -128 });
         let mut ints = [_mm512_setzero_si512(); LANES / 2];
+        prefetch(w, COUNT * bytes);
         // SAFETY: by the caller.
         unsafe {
             let x_q = x.q.as_ptr().cast::<u8>().add(32 * first);
@@ -399,15 +400,4 @@ fn fold_128s(v: __m512i) -> __m256i {
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn products(w: __m512i, x: __m512i) -> __m512i {
     _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x)
-}
-
-/// Asks for a block that comes soon: the hardware's own prefetch stops at the end of each page.
-#[inline]
-#[target_feature(enable = "sse")]
-fn prefetch(w: *const u8, len: usize) {
-    const AHEAD: usize = 4096;
-    for line in (0..len).step_by(64) {
-        // A prefetch of an address that is not mapped does nothing.
-        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD + line).cast());
-    }
 }
