@@ -6,7 +6,8 @@
 Everything by the command line tool alone: `outrigger pack` makes the packs (`--packs DIR` keeps them, and takes those
 that are there), `outrigger eval --against-full` measures (docs/meter.md says how), every text in windows of 512 tokens,
 one token at a time. Prints the Markdown tables of docs/degradation.md, writes every figure to OUT/degradation.csv and
-draws as draw_degradation.py does, which also wants compare_standins.py's OUT/degradation-standins.csv.
+draws as draw_degradation.py does, which also wants compare_standins.py's OUT/degradation-standins.csv. With `--resume` it
+goes on from the figures that OUT/degradation.csv has, which must be of this model, these texts and this build.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class Bench:
 
     def __init__(self, args, packs):
         self.args, self.directory = args, packs
-        self.found = {}
+        self.found = self.read() if args.resume else {}
 
     @cached_property
     def packs(self):
@@ -93,6 +94,15 @@ class Bench:
             )  # fmt: skip
             self.write()
         return self.found[setting][-1]
+
+    def read(self):
+        found = {}
+        with (self.args.out / "degradation.csv").open(newline="") as file:
+            for row in csv.DictReader(file):
+                setting = Setting(**{field.name: field.type(row[field.name]) for field in fields(Setting)})
+                text = {} if row["text"] == "all" else {"file": row["text"]}
+                found.setdefault(setting, []).append(text | {name: json.loads(row[name]) for name in FIGURES})
+        return found
 
     def write(self):
         names = [field.name for field in fields(Setting)]
@@ -168,6 +178,7 @@ def main():
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="held-out texts, one a domain")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of each text")
     parser.add_argument("--packs", type=Path, help="keep the packs here")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT/degradation.csv")
     parser.add_argument("--out", type=Path, required=True, help="directory of degradation.csv and the plots")
     args = parser.parse_args()
 
