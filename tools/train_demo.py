@@ -11,7 +11,7 @@ On a CPU, one single-threaded process a core trains on its own rows and the grad
 shared memory: the matrices are small, so this beats many threads on one matrix, and a core lent to
 somebody else delays a step instead of every operation. On a GPU one process does it all, and every
 expert runs on every token: eight times the arithmetic, in three large products instead of hundreds
-of small ones. A file OUT/PAUSE makes the run wait.
+of small ones.
 """
 
 import argparse
@@ -53,7 +53,6 @@ ROW_LENGTHS = [(0.0, 256), (0.30, 512), (0.70, 1024)]
 VAL_ROW, VAL_TOKENS = 512, 20_480
 BF16 = torch.bfloat16
 
-
 # The whole of config.json; --init takes its sizes from the model it starts from.
 CONFIG = dict(
     architectures=["Qwen3MoeForCausalLM"], model_type="qwen3_moe", vocab_size=4096,
@@ -79,6 +78,7 @@ class Model(torch.nn.Module):
         s = self.sizes
         wide, narrow = s.num_attention_heads * s.head_dim, s.num_key_value_heads * s.head_dim
         d, e, f = s.hidden_size, s.num_experts, s.moe_intermediate_size
+        gain = lambda n: torch.nn.Parameter(torch.ones(n))
         # What a layer adds to the residual stream starts smaller the more layers add to it.
         into_residual = 0.02 / math.sqrt(2 * s.num_hidden_layers)
         self.embed, self.norm = matrix(s.vocab_size, d), gain(d)
@@ -107,8 +107,8 @@ class Model(torch.nn.Module):
             y, layer_balance, layer_z = self.experts(layer, norm(x, layer.ffn_norm))
             x, balance, z = x + drop(y), balance + layer_balance, z + layer_z
         logits = F.linear(norm(x, self.norm), self.embed).float()
-        count = len(self.layers)
-        return F.cross_entropy(logits, targets.flatten()), balance / count, z / count
+        loss = F.cross_entropy(logits, targets.flatten())
+        return loss, balance / len(self.layers), z / len(self.layers)
 
     def attention(self, layer, h, b, n, cos, sin):
         s = self.sizes
@@ -156,8 +156,7 @@ class Model(torch.nn.Module):
         pads_before = (padded - counts).cumsum(0) - (padded - counts)
         slot = torch.arange(len(flat), device=h.device) + pads_before[flat[order]]
         source = slot.new_zeros(sum(sizes)).index_copy(0, slot, order // k)
-        weight = weights.flatten()[order]
-        weight = weight.new_zeros(sum(sizes)).index_copy(0, slot, weight)
+        weight = weights.new_zeros(sum(sizes)).index_copy(0, slot, weights.flatten()[order])
         slots = torch.empty_like(slot).index_copy(0, order, slot).view(-1, k)
 
         each = lambda x, w: torch.cat([F.linear(r, m) for r, m in zip(x.split(sizes), w.unbind())])
@@ -168,10 +167,6 @@ class Model(torch.nn.Module):
 
 def matrix(*dims, scale=0.02, dtype=BF16):
     return torch.nn.Parameter((torch.randn(*dims) * scale).to(dtype))
-
-
-def gain(n):
-    return torch.nn.Parameter(torch.ones(n))
 
 
 @torch.compile
@@ -209,8 +204,7 @@ def tokenise(corpus: Path, out: Path, given: Path | None):
     def ids(name):
         kept = out / f"{name}.bin"
         if not kept.exists():
-            text = (corpus / f"{name}.txt").read_bytes().decode()
-            *ended, rest = text.split(SPECIAL[0])
+            *ended, rest = (corpus / f"{name}.txt").read_bytes().decode().split(SPECIAL[0])
             documents = [document + SPECIAL[0] for document in ended] + [rest]
             encoded = [np.array(tokenizer.encode(d).ids, dtype=np.uint16) for d in documents]
             np.concatenate(encoded).tofile(kept)
@@ -264,9 +258,11 @@ class Optimiser:
 
     def __init__(self, model: Model, lr: float, decay: float):
         self.lr, self.decay, self.params = lr, decay, dict(model.named_parameters())
-        self.master = {n: shared(p.detach().float().clone()) for n, p in self.params.items()}
-        self.first = {n: shared(torch.zeros_like(m)) for n, m in self.master.items()}
-        self.second = {n: shared(torch.zeros_like(m)) for n, m in self.master.items() if adam(n)}
+        zeros = lambda n: torch.zeros_like(self.master[n]).share_memory_()
+        self.master = {n: p.data.float().clone().share_memory_() for n, p in self.params.items()}
+        self.first = {n: zeros(n) for n in self.master}
+        by_adam = ("embed", "norm", "router")
+        self.second = {n: zeros(n) for n in self.master if n.endswith(by_adam)}
         # Costly tensors first, dealt in turn, so that the processes finish together.
         self.deal = sorted(self.params, key=lambda n: -self.master[n].numel())
 
@@ -275,7 +271,7 @@ class Optimiser:
         for name in self.deal[rank::size]:
             grad = sum(g[name].float() for g in grads) / size
             lr, master, first = self.lr * factor, self.master[name], self.first[name]
-            if adam(name):
+            if name in self.second:
                 second = self.second[name]
                 first.lerp_(grad, 0.1)
                 second.lerp_(grad.square(), 0.05)
@@ -291,10 +287,6 @@ class Optimiser:
             self.params[name].data.copy_(master)
 
 
-def adam(name: str) -> bool:
-    return name.endswith(("embed", "norm", "router"))
-
-
 def orthogonal(g):
     """Nearest orthogonal matrices of a batch, by five Newton-Schulz steps in bf16."""
     x = (g / (g.norm(dim=(-2, -1), keepdim=True) + 1e-12)).to(BF16)
@@ -304,10 +296,6 @@ def orthogonal(g):
         a = x @ x.transpose(1, 2)
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return x.transpose(1, 2) if tall else x
-
-
-def shared(t):
-    return t if t.is_cuda else t.share_memory_()
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -329,15 +317,14 @@ def hf_views(model: Model):
             yield f"model.layers.{i}.{theirs}.weight", tensors[f"layers.{i}.{ours}"]
         for e in range(model.sizes.num_experts):
             gate, up = tensors[f"layers.{i}.gate_up"][e].chunk(2)
-            expert = {"gate": gate, "up": up, "down": tensors[f"layers.{i}.down"][e]}
-            for name, t in expert.items():
+            for name, t in ("gate", gate), ("up", up), ("down", tensors[f"layers.{i}.down"][e]):
                 yield f"model.layers.{i}.mlp.experts.{e}.{name}_proj.weight", t
 
 
 def load_hf(path: Path) -> Model:
-    config = json.loads((path / "config.json").read_text())
-    context = CONFIG["max_position_embeddings"]  # rotary positions: what is trained counts
-    model = Model(CONFIG | config | {"max_position_embeddings": context})
+    config = CONFIG | json.loads((path / "config.json").read_text())
+    config["max_position_embeddings"] = CONFIG["max_position_embeddings"]  # what is trained counts
+    model = Model(config)
     stored = load_file(path / "model.safetensors")
     for name, view in hf_views(model):
         view.copy_(stored[name])
@@ -375,12 +362,8 @@ def held_out(model: Model, val: dict, device) -> dict:
 
 
 def train(rank, size, barrier, args, model, optimiser, grads, clock, texts, val, state):
-    """One of `size` processes; rank 0 also keeps time, evaluates and saves.
-
-    grads: one dict a process; clock: shared, the share of the run that is done;
-    state: what --resume restores besides the tensors.
-    """
-    torch.set_num_threads(1)
+    """One of `size` processes; rank 0 also keeps time, evaluates and saves. grads: one dict a
+    process; clock: the share of the run that is done; state: what --resume restores but tensors."""
     if rank > 0 and sys.platform == "linux":  # PR_SET_PDEATHSIG: do not outlive rank 0
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     for name, p in model.named_parameters():
@@ -396,8 +379,8 @@ def train(rank, size, barrier, args, model, optimiser, grads, clock, texts, val,
         print("held out", {d: round(v, 3) for d, v in losses.items()}, flush=True)
         if losses["mean"] < best:
             best = losses["mean"]
-            seen = {"tokens": tokens, "minutes": round(seconds() / 60, 1)}
-            save_hf(model, losses | seen, args.out)
+            losses |= {"tokens": tokens, "minutes": round(seconds() / 60, 1)}
+            save_hf(model, losses, args.out)
         kept = dict(
             step=step, tokens=tokens, drawn=rows.drawn, seconds=seconds(), best=best,
             master=optimiser.master, first=optimiser.first, second=optimiser.second,
@@ -407,8 +390,6 @@ def train(rank, size, barrier, args, model, optimiser, grads, clock, texts, val,
 
     while True:
         if rank == 0:
-            while (args.out / "PAUSE").exists():
-                time.sleep(1)
             if time.time() - last_save > args.save_minutes * 60:
                 save()
             clock[0] = max(seconds() / 60 / args.minutes, tokens / args.tokens)
@@ -470,8 +451,7 @@ def main():
     model = load_hf(start) if start else Model(CONFIG)
     model.dropout = args.dropout
     model.to(args.device)
-    for q in model.parameters():
-        shared(q.data)
+    model.share_memory()
     optimiser = Optimiser(model, args.lr, args.decay)
     state = dict(step=0, tokens=0, drawn={d: 0 for d in DOMAINS}, seconds=0.0, best=math.inf)
     if args.resume:
@@ -481,9 +461,9 @@ def main():
                 t.copy_(state[kept][name])
         for name, q in model.named_parameters():
             q.data.copy_(optimiser.master[name])
-    grads = [{n: shared(torch.zeros_like(q.data)) for n, q in model.named_parameters()}
-             for _ in range(size)]  # fmt: skip
-    clock = shared(torch.zeros(1, dtype=torch.float64))
+    zeros = lambda q: torch.zeros_like(q.data).share_memory_()
+    grads = [{n: zeros(q) for n, q in model.named_parameters()} for _ in range(size)]
+    clock = torch.zeros(1, dtype=torch.float64).share_memory_()
     print(f"{sum(q.numel() for q in model.parameters()) / 1e6:.1f} M parameters", flush=True)
 
     # Forked, so that the tensors above are the same memory in every process.
