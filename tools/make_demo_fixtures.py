@@ -24,12 +24,14 @@ def main():
     parser.add_argument("--model", type=Path, required=True, help="the same as GGUF")
     parser.add_argument("--texts", type=Path, nargs="+", required=True, help="held-out texts, whose beginnings are used")
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--skip", type=int, default=0, help="tokens of each text, to see what another choice gives")
     parser.add_argument("--out", type=Path, required=True, help="directory of the fixtures")
     args = parser.parse_args()
 
     tokenizer, share = Tokenizer.from_file(str(args.hf / "tokenizer.json")), args.tokens // len(args.texts)
-    beginnings = [path.read_text(encoding="utf-8")[: 16 * share] for path in args.texts]
-    ids = [token for text in beginnings for token in tokenizer.encode(text).ids[:share]]
+    start, end = args.skip, args.skip + share
+    beginnings = [path.read_text(encoding="utf-8")[: 16 * end] for path in args.texts]
+    ids = [token for text in beginnings for token in tokenizer.encode(text).ids[start:end]]
     transformers = oracles.transformers_logits(args.hf, ids, args.model)
     llama_cpp = oracles.llama_cpp_logits(args.model, ids, "f32")
 
