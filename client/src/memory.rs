@@ -14,10 +14,10 @@ const BESIDES: u64 = 128 << 20;
 /// One byte in so many goes to the kernel's tables of the pages that are mapped and cached; 0.9 % was measured.
 const TABLES: u64 = 64;
 
-/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, and the `sessions`
-/// bytes of all sessions' keys and values come first. A system that runs out of memory would drop pages of the
-/// experts that the cache counts on, and read them again one by one. A pack is not cut: it has no other place to read
-/// from.
+/// What `asked` comes to where the process may use `limit` bytes: the trunk, which every token reads, the `sessions`
+/// bytes of all sessions' keys and values, and the expert that is read before another makes room come first. A system
+/// that runs out of memory would drop pages of the experts that the cache counts on, and read them again one by one. A
+/// pack is not cut: it has no other place to read from.
 ///
 /// # Errors
 /// A fraction that is none.
@@ -30,7 +30,9 @@ pub(crate) fn expert_budget(
     let (spec, limit) = (&model.spec, limit.unwrap_or(u64::MAX));
     let experts: u64 = (0..spec.n_layers).map(|layer| model.expert_bytes(layer)).sum();
     let trunk: u64 = model.trunk().map(|tensor| tensor.byte_len() as u64).sum();
-    let spare = limit.saturating_sub(trunk + sessions + BESIDES);
+    let ahead =
+        model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).max().unwrap_or(0);
+    let spare = limit.saturating_sub(trunk + sessions + ahead + BESIDES);
     let left = spare - spare / TABLES;
     let wanted = asked.bytes(experts)?;
     if wanted <= left || model.is_pack() {
@@ -96,15 +98,15 @@ mod tests {
     }
 
     #[test]
-    fn the_trunk_and_a_session_come_first() {
+    fn the_trunk_a_session_and_a_read_come_first() {
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo.gguf");
         let model = Model::open(&demo).unwrap();
         let all: u64 = (0..6).map(|layer| model.expert_bytes(layer)).sum();
         let trunk: u64 = model.trunk().map(|tensor| tensor.byte_len() as u64).sum();
-        let session = 100_000;
+        let (session, ahead) = (100_000, all / 6 / 32);
         let budget = |asked, limit| expert_budget(&model, asked, session, limit).unwrap();
         let (before, whole, half) =
-            (trunk + session + BESIDES, Budget::Fraction(1.0), Budget::Fraction(0.5));
+            (trunk + session + ahead + BESIDES, Budget::Fraction(1.0), Budget::Fraction(0.5));
         assert_eq!(budget(whole, None), whole);
         assert_eq!(budget(whole, Some(before + all + all / 63 + 1)), whole);
         assert_eq!(budget(whole, Some(before + 64_000)), Budget::Bytes(63_000));

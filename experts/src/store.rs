@@ -262,13 +262,13 @@ impl ExpertStore {
         }
     }
 
-    /// Gives evicted experts' memory back and starts to read those of `wanted` that are not in memory, by turns: the
-    /// disk is at work from the first on, and no memory is used before it is there.
+    /// Starts to read those of `wanted` that are not in memory and gives evicted experts' memory back, by turns: the
+    /// disk is at work while memory is given back, and has no more than one expert's room ahead of it.
     fn exchange(&self, state: &mut State, layer: usize, evicted: &[u16], wanted: &[u16]) {
         let mut leaving = evicted.iter();
         for expert in state.start_reading(layer, wanted) {
-            self.give_back(state, layer, leaving.next().copied().as_slice());
             self.layers[layer].will_need(expert);
+            self.give_back(state, layer, leaving.next().copied().as_slice());
         }
         self.give_back(state, layer, leaving.as_slice());
     }
