@@ -3,11 +3,17 @@
     python tools/past_ram.py --model M.gguf --llama-bench PATH --csv past-ram.csv
 
 For each share the group may use that share of the file plus 400 MB, and our expert cache is asked for the same share of
-the experts. The page cache is dropped before each run, and what a program reads is what the kernel counts for it. All
-tokens count, those too that find the expert cache empty: take enough of them. The
-limit on speed is the disk's: expert-sized pieces at random places, as many in flight as a layer has, read past the page
-cache just before and just after. Needs root, for the group, and a machine that holds the model, for the resident run
-that the output must equal. Control groups of version 1 and 2 both do.
+the experts. Before each run the page cache is dropped, and as much memory as the group may use is touched: a virtual
+machine's host backs memory when it is first touched, more slowly than a disk reads. What a program reads is what the
+kernel counts for it. All tokens count, those too that find the expert cache empty: take enough of them.
+
+The limit on speed is the disk's: expert-sized pieces at random places, as many in flight as a layer has, read past the
+page cache. A disk that others share is faster and slower from one second to the next, so our program is stopped every few
+seconds for such reads, and that time does not count. A virtual disk may read a piece into contiguous memory faster than
+into scattered pages, so both are measured: huge pages, and small ones in no order, which is what a page cache is made of.
+
+Needs root, for the group, and a machine that holds the model, for the resident run that the output must equal. Control
+groups of version 1 and 2 both do.
 """
 
 import argparse
@@ -17,6 +23,8 @@ import json
 import mmap
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +34,8 @@ from pathlib import Path
 
 HEADROOM = 400_000_000
 IN_FLIGHT = 8
+HUGE_PAGE = 2 << 20
+SECONDS_BETWEEN_STOPS = 4
 
 
 def parse_args():
@@ -51,7 +61,7 @@ class Group:
         self.path.mkdir(exist_ok=True)
         names = ("limit_in_bytes", "max_usage_in_bytes") if first else ("max", "peak")
         self.limit, self.peak = (self.path / f"memory.{name}" for name in names)
-        self.first = first
+        self.first, self.size = first, limit
         self.limit.write_text(str(limit))
 
     def failures(self):
@@ -61,9 +71,11 @@ class Group:
         events = dict(line.split() for line in (self.path / "memory.events").read_text().splitlines())
         return int(events["max"])
 
-    def run(self, command):
-        """Standard output, bytes read from disk, peak memory and how often the limit was hit."""
+    def run(self, command, while_stopped=None):
+        """Standard output, bytes read from disk, peak memory and how often the limit was hit. The program is stopped
+        every few seconds for `while_stopped`, until it prints something."""
         drop_page_cache()
+        touch_memory(self.size)
         failures = self.failures()
         procs = self.path / "cgroup.procs"
         child = subprocess.Popen(
@@ -72,6 +84,10 @@ class Group:
             text=True,
             preexec_fn=lambda: procs.write_text(str(os.getpid())),
         )
+        while while_stopped and not select.select([child.stdout], [], [], SECONDS_BETWEEN_STOPS)[0]:
+            child.send_signal(signal.SIGSTOP)
+            while_stopped()
+            child.send_signal(signal.SIGCONT)
         out = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
         if status != 0:
@@ -87,16 +103,30 @@ def drop_page_cache():
     Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
-def read_bandwidth(path, piece, seconds=3.0):
-    """Bytes a second, reading pieces at random places past the page cache, IN_FLIGHT at a time."""
-    piece = -(-piece // 4096) * 4096
+def touch_memory(size):
+    """Writes to each page of so many bytes, and lets go of them."""
+    with mmap.mmap(-1, size) as memory:
+        memory[:: mmap.PAGESIZE] = bytes(-(-size // mmap.PAGESIZE))
+
+
+def read_bandwidth(path, piece, huge, seconds=0.7):
+    """Bytes a second, reading pieces at random places past the page cache, IN_FLIGHT at a time, into huge pages or into
+    small ones in no order."""
+    piece = -(-piece // mmap.PAGESIZE) * mmap.PAGESIZE
+    room = -(-piece // HUGE_PAGE) * HUGE_PAGE
+    memory = mmap.mmap(-1, IN_FLIGHT * room, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+    pages = range(0, len(memory), mmap.PAGESIZE)
+    for page in random.sample(pages, len(pages)):
+        memory[page] = 1
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     places = os.fstat(file).st_size // piece
     done = [0] * IN_FLIGHT
     start = time.monotonic()
 
     def reader(number):
-        choose, buffer = random.Random(number + start), mmap.mmap(-1, piece)
+        choose = random.Random(number + start)
+        buffer = memoryview(memory)[number * room :][:piece]
         while time.monotonic() < start + seconds:
             done[number] += os.preadv(file, [buffer], choose.randrange(places) * piece)
 
@@ -136,12 +166,19 @@ class Digest(threading.Thread):
 def measure(args, share, ids, expected, sizes, logits):
     limit = sizes["file_bytes"] * share // 100 + HEADROOM
     group = Group(limit)
-    before = read_bandwidth(args.model, sizes["expert_bytes"] // 3)
     output = Digest(logits)
-    out, disk, peak, failures = group.run(evaluate(args, share, ids, logits))
-    bandwidth = (before + read_bandwidth(args.model, sizes["expert_bytes"] // 3)) / 2
+    stops = []
+
+    def read():
+        start = time.monotonic()
+        piece = sizes["expert_bytes"] // 3
+        small, huge = (read_bandwidth(args.model, piece, huge) for huge in (False, True))
+        stops.append((small, huge, time.monotonic() - start))
+
+    out, disk, peak, failures = group.run(evaluate(args, share, ids, logits), read)
+    small, huge, stopped = (sum(column) / len(stops) for column in zip(*stops))
     found = json.loads(out.splitlines()[-1])
-    speed = len(ids) / found["seconds"]
+    speed = len(ids) / (found["seconds"] - stopped * len(stops))
     misses = found["cache_misses"] / len(ids)
     missed = misses * sizes["expert_bytes"]
     row = {
@@ -155,8 +192,10 @@ def measure(args, share, ids, expected, sizes, logits):
         "missed_bytes_per_token": missed,
         # The trunk is read once.
         "disk_bytes_per_token": (disk - sizes["trunk_bytes"]) / len(ids),
-        "disk_gb_s": bandwidth / 1e9,
-        "of_disk_limit": speed / (bandwidth / missed),
+        "disk_gb_s": small / 1e9,
+        "of_disk_limit": speed / (small / missed),
+        "huge_disk_gb_s": huge / 1e9,
+        "of_huge_disk_limit": speed / (huge / missed),
     }
     if args.llama_bench:
         sizes = ["-p", 0, "-n", args.llama_tokens, "-r", 1, "-t", args.threads]
