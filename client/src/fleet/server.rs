@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use outrigger_proto::Whole;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse};
 use outrigger_router::{Link, LinkConfig, State as LinkState};
@@ -60,7 +61,7 @@ impl Held {
 }
 
 /// A connection on which every call shows the device's token.
-pub(super) type Client = ExpertsClient<InterceptedService<Channel, Credentials>>;
+pub(super) type Client = ExpertsClient<Whole<InterceptedService<Channel, Credentials>>>;
 
 #[derive(Clone, Debug)]
 pub(super) struct Credentials(Option<BearerToken>);
@@ -204,7 +205,7 @@ impl Server {
 
     fn connection(&self) -> Client {
         let channel = self.dial.dial(self.endpoint.clone());
-        ExpertsClient::with_interceptor(channel, self.credentials.clone())
+        ExpertsClient::new(Whole(InterceptedService::new(channel, self.credentials.clone())))
     }
 
     /// The connection, if calls may go out now.

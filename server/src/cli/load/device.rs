@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use outrigger_experts::{ActFormat, Activations};
+use outrigger_proto::Whole;
 use outrigger_proto::encoding::{encode_f16, encode_f32, encode_q8_0, encode_q8_k};
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeResponse, Encoding, ForwardRequest, Group, Held};
@@ -30,7 +31,7 @@ pub(super) struct Dial {
     credentials: Credentials,
 }
 
-pub(super) type Client = ExpertsClient<InterceptedService<Channel, Credentials>>;
+pub(super) type Client = ExpertsClient<Whole<InterceptedService<Channel, Credentials>>>;
 
 /// The bearer token, if there is one.
 #[derive(Clone)]
@@ -84,7 +85,7 @@ impl Dial {
 
     pub(super) async fn connect(&self) -> anyhow::Result<Client> {
         let channel = self.endpoint.connect().await?;
-        Ok(ExpertsClient::with_interceptor(channel, self.credentials.clone()))
+        Ok(ExpertsClient::new(Whole(InterceptedService::new(channel, self.credentials.clone()))))
     }
 }
 
