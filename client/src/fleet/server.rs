@@ -241,6 +241,12 @@ impl Server {
         self.state().link.deadline(now, rows)
     }
 
+    /// The smoothed round trip, without what rows add to it.
+    pub(super) fn trip(&self) -> Duration {
+        let now = self.now();
+        self.state().link.trip(now)
+    }
+
     pub(super) fn on_success(&self, trip: Duration, rows: usize) {
         let now = self.now();
         self.metrics.answered(&self.url, trip);
