@@ -203,6 +203,8 @@ impl Shared {
             if start.elapsed() > SPIN {
                 return false;
             }
+            // Whoever waits for the last region's result may be in the queue for this core.
+            thread::yield_now();
         }
     }
 
