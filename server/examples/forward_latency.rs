@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 use outrigger_experts::{ActFormat, Activations, Model};
+use outrigger_proto::Whole;
 use outrigger_proto::encoding::{encode_f32, encode_q8_0, encode_q8_k};
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding, ForwardRequest, Group};
@@ -47,7 +48,7 @@ fn main() -> anyhow::Result<()> {
     Builder::new_current_thread().enable_all().build()?.block_on(call(args, url))
 }
 
-#[tokio::main(worker_threads = 2)]
+#[tokio::main(worker_threads = 1)]
 async fn serve(model: PathBuf, threads: usize, ready: Sender<SocketAddr>) -> anyhow::Result<()> {
     let server = ExpertServer::open(ServerConfig { model, threads, ..ServerConfig::default() })?;
     let incoming = bind("127.0.0.1:0".parse()?).await?;
@@ -57,7 +58,7 @@ async fn serve(model: PathBuf, threads: usize, ready: Sender<SocketAddr>) -> any
 
 async fn call(args: Args, url: String) -> anyhow::Result<()> {
     let channel = Endpoint::from_shared(url)?.tcp_nodelay(true).connect().await?;
-    let mut client = ExpertsClient::new(channel);
+    let mut client = ExpertsClient::new(Whole(channel));
     let described = client.describe(DescribeRequest {}).await?.into_inner();
     let up = described.up().next().context("the server takes no encoding")?;
     let model = Model::open(&args.model)?;
@@ -71,7 +72,7 @@ async fn call(args: Args, url: String) -> anyhow::Result<()> {
     for _ in 0..args.calls {
         pause().await;
         let started = Instant::now();
-        client.describe(DescribeRequest {}).await?;
+        awake(client.describe(DescribeRequest {})).await?;
         empty.push(started.elapsed());
     }
     // The first calls read the experts from the file and fill the buffers.
@@ -80,7 +81,7 @@ async fn call(args: Args, url: String) -> anyhow::Result<()> {
         let request = request(&described.fingerprint, &model, call, args.experts, up);
         pause().await;
         let started = Instant::now();
-        let answer = client.forward(request).await?.into_inner();
+        let answer = awake(client.forward(request)).await?.into_inner();
         let took = started.elapsed();
         if call >= warm_up {
             let compute = Duration::from_micros(answer.compute_us.into());
@@ -101,6 +102,20 @@ async fn call(args: Args, url: String) -> anyhow::Result<()> {
         println!("{name:>15}: median {} us, p99 {} us", at(0.5), at(0.99));
     }
     Ok(())
+}
+
+/// Polls without sleep, as a device does while it waits for an answer that is soon there.
+async fn awake<T>(answer: impl Future<Output = T>) -> T {
+    let spin = async {
+        loop {
+            std::thread::yield_now();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = answer => answer,
+        never = spin => never,
+    }
 }
 
 /// One row to `experts` experts of one layer; another layer and other experts each time.

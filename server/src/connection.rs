@@ -85,6 +85,11 @@ impl Due {
         Due { state: Arc::new(Mutex::new(state)), limits }
     }
 
+    /// Tells the connection from the others that are open.
+    pub(crate) fn connection(&self) -> usize {
+        Arc::as_ptr(&self.state).addr()
+    }
+
     /// A request has come.
     pub(crate) fn put_off(&self) {
         self.lock().request = Instant::now() + self.limits.idle;

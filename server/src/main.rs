@@ -9,8 +9,9 @@ use anyhow::Context as _;
 
 fn main() -> ExitCode {
     let command = cli::parse();
-    // The threads that compute are the server's own; these only do IO.
-    let io_threads = available_parallelism().map_or(2, |n| n.get().clamp(2, 4));
+    // The threads that compute are the server's own; these only do IO. A second one on two cores would only make each
+    // wake the other.
+    let io_threads = available_parallelism().map_or(1, |n| (n.get() / 2).clamp(1, 4));
     let ran = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(io_threads)
         .enable_all()

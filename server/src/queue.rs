@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -21,7 +21,10 @@ use crate::{Error, Result};
 use schedule::Schedule;
 
 /// What a handler may compute by itself: other connections wait so long for their thread.
-const SHORT: Duration = Duration::from_millis(2);
+const SHORT: Duration = Duration::from_millis(10);
+
+/// How long an IO thread stays awake for a lone device: about what the device computes between two layers.
+const AWAKE: Duration = Duration::from_millis(2);
 
 /// Tells a caller that was sent away when to come back, in milliseconds (gRPC proposal A6).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
@@ -34,6 +37,8 @@ struct Shared {
     engine: Mutex<Engine>,
     state: Mutex<State>,
     ready: Condvar,
+    /// Told when a request was computed at once.
+    alone: Arc<Notify>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
@@ -52,6 +57,8 @@ pub(crate) struct Limits {
 struct State {
     schedule: Schedule<Job>,
     thread: Thread,
+    /// Whose request came last.
+    device: usize,
     /// Nothing more is taken.
     closed: bool,
 }
@@ -87,14 +94,34 @@ impl Queue {
         Ok((Queue(shared), ended))
     }
 
+    /// For [`stay_awake`].
+    pub(crate) fn alone(&self) -> Arc<Notify> {
+        self.0.alone.clone()
+    }
+
     /// Computes `work`, when its turn comes. A caller that stops waiting is not computed for.
     pub(crate) async fn run(&self, work: Work) -> Result<Sums, Status> {
         if let Some(answer) = self.0.run_at_once(&work) {
+            self.0.alone.notify_one();
             return answer;
         }
         let (answer, answered) = oneshot::channel();
         self.0.push(Job { work, answer })?;
         answered.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+/// Keeps an IO thread from sleep for a moment whenever a device was `alone`: its next request comes soon, and on many
+/// machines it takes longer to wake up than all else that a call costs beside its computation.
+pub(crate) async fn stay_awake(alone: Arc<Notify>) {
+    loop {
+        alone.notified().await;
+        let until = Instant::now() + AWAKE;
+        while Instant::now() < until {
+            // Devices on this machine may need the core.
+            thread::yield_now();
+            tokio::task::yield_now().await;
+        }
     }
 }
 
@@ -107,18 +134,21 @@ impl Drop for Queue {
 impl Shared {
     fn new(engine: Engine, limits: Limits, metrics: Arc<Metrics>) -> Shared {
         let schedule = Schedule::new(limits.wait);
-        let state = State { schedule, thread: Thread::Busy, closed: false };
+        let state = State { schedule, thread: Thread::Busy, device: 0, closed: false };
         let (engine, state) = (Mutex::new(engine), Mutex::new(state));
-        Shared { engine, state, ready: Condvar::new(), limits, metrics }
+        let (ready, alone) = (Condvar::new(), Arc::default());
+        Shared { engine, state, ready, alone, limits, metrics }
     }
 
-    /// Computes a short request on the calling thread where nothing else is to be done: neither it nor its answer
-    /// waits for another thread to wake up.
+    /// Computes a short request on the calling thread where one device has the server to itself: neither it nor its
+    /// answer waits for another thread to wake up.
     fn run_at_once(&self, work: &Work) -> Option<Result<Sums, Status>> {
         let mut engine = {
-            let state = self.lock();
+            let mut state = self.lock();
+            // While this thread computes, it reads no requests that could be computed along with others.
+            let same = std::mem::replace(&mut state.device, work.device) == work.device;
             let schedule = &state.schedule;
-            if state.closed || !schedule.is_quiet() || schedule.time(work.rows) > SHORT {
+            if state.closed || !same || !schedule.is_quiet() || schedule.time(work.rows) > SHORT {
                 return None;
             }
             self.engine.try_lock().ok()?

@@ -19,6 +19,8 @@ pub(crate) struct Work {
     pub(crate) groups: Vec<ExpertRows>,
     /// One of those that are offered.
     pub(crate) reply: Encoding,
+    /// Tells its connection from the others that are open.
+    pub(crate) device: usize,
     /// What the device calls the request, for the log.
     pub(crate) trace: Option<String>,
 }
@@ -59,7 +61,7 @@ pub(crate) fn check(shard: &Shard, request: ForwardRequest) -> Result<(Work, Vec
     });
     let (layer, rows, groups) = (request.layer as usize, rows as usize, groups.collect());
     let not_held = not_held.iter().map(|group| group.expert).collect();
-    Ok((Work { layer, rows, activations, groups, reply, trace: None }, not_held))
+    Ok((Work { layer, rows, activations, groups, reply, device: 0, trace: None }, not_held))
 }
 
 fn check_fingerprint(shard: &Shard, bytes: &[u8]) -> Result<(), Status> {

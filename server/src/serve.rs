@@ -8,6 +8,7 @@ use outrigger_experts::{Fingerprint, Model};
 use outrigger_proto::v1::experts_server::{ExpertsServer, SERVICE_NAME};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
@@ -153,6 +154,11 @@ impl ExpertServer {
             }
         };
         let incoming = limit(incoming, self.limits, self.metrics.clone());
+        // Ends with this function.
+        let mut awake = JoinSet::new();
+        if let Runner::Thread(queue) = &self.runner {
+            awake.spawn(queue::stay_awake(queue.alone()));
+        }
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
         let (router, compute_ended) = self.router(&health, tls)?;

@@ -7,6 +7,7 @@ use outrigger_proto::v1::experts_server::Experts;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse, ForwardRequest, ForwardResponse};
 use tonic::{Code, Request, Response, Status};
 
+use crate::connection::Due;
 use crate::engine::{Engine, Sums};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -58,10 +59,11 @@ impl Experts for Service {
     ) -> Result<Response<ForwardResponse>, Status> {
         let started = Instant::now();
         let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
+        let device = request.extensions().get().map_or(0, Due::connection);
         let trace = request_id(&request);
         let request = request.into_inner();
         let layer = request.layer;
-        let answer = self.answer(request, tenant.as_deref(), trace.clone()).await;
+        let answer = self.answer(request, tenant.as_deref(), device, trace.clone()).await;
         match &answer {
             Ok(_) => {
                 self.metrics.request(Code::Ok, tenant.as_deref());
@@ -81,6 +83,7 @@ impl Service {
         &self,
         request: ForwardRequest,
         tenant: Option<&Tenant>,
+        device: usize,
         trace: Option<String>,
     ) -> Result<ForwardResponse, Status> {
         let (request_id, layer, rows) = (request.request_id, request.layer, request.rows);
@@ -88,7 +91,7 @@ impl Service {
         if let Some(tenant) = tenant {
             tenant.take(work.expert_rows())?;
         }
-        work.trace = trace;
+        (work.device, work.trace) = (device, trace);
         let sums = self.runner.run(work).await?;
         not_run.extend(sums.unreadable);
         not_run.sort_unstable();

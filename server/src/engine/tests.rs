@@ -37,7 +37,7 @@ fn request(model: &Model, form: Encoding, n: usize) -> Work {
     };
     let groups = chosen.into_iter().map(|expert| ExpertRows { expert, rows: rows(expert) });
     let (groups, reply) = (groups.collect(), Encoding::F32);
-    Work { layer: 1, rows: n, activations, groups, reply, trace: None }
+    Work { layer: 1, rows: n, activations, groups, reply, device: 0, trace: None }
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn shared(rows: usize) -> Shared {
 fn work(layer: usize, rows: usize) -> Work {
     let activations = Decoded::F32(vec![0.5; rows * 256]);
     let groups = vec![ExpertRows { expert: 3, rows: vec![(0, 1.0)] }];
-    Work { layer, rows, activations, groups, reply: Encoding::F32, trace: None }
+    Work { layer, rows, activations, groups, reply: Encoding::F32, device: 0, trace: None }
 }
 
 fn job(layer: usize, rows: usize) -> (Job, Answer) {
@@ -122,6 +122,11 @@ fn a_lone_request_is_computed_where_it_is() {
     let shared = shared(10);
     let alone = shared.run_at_once(&work(1, 1)).expect("nothing else is to be done").unwrap();
     assert!(alone.bytes.iter().any(|byte| *byte != 0));
+
+    let other = Work { device: 1, ..work(1, 1) };
+    assert!(shared.run_at_once(&other).is_none(), "another device was here before");
+    assert!(shared.run_at_once(&other).is_some(), "it has the server to itself now");
+    assert!(shared.run_at_once(&work(1, 1)).is_none(), "the other one was here before");
 
     let (waits, _answer) = job(1, 1);
     shared.push(waits).unwrap();
