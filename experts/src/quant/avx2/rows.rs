@@ -32,7 +32,7 @@ impl<const FIVE: bool> Row for K<FIVE> {
             let (mut d, mut dmin) = ([0u16; LANES], [0u16; LANES]);
             for (i, w) in eight.chunks_exact(bytes).enumerate() {
                 let b = LANES * e + i;
-                prefetch(w.as_ptr(), w.len());
+                prefetch(w.as_ptr(), bytes);
                 // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
                 unsafe {
                     let both = k_scales(w.as_ptr());
@@ -105,7 +105,7 @@ impl Row for Q6K {
             let mut d = [0u16; LANES];
             for (i, w) in eight.chunks_exact(q6_k::BYTES).enumerate() {
                 let b = LANES * e + i;
-                prefetch(w.as_ptr(), w.len());
+                prefetch(w.as_ptr(), q6_k::BYTES);
                 // SAFETY: within the block, and `x` has 256 values and 16 sums for it.
                 unsafe {
                     let scales = _mm_loadu_si128(w.as_ptr().add(q6_k::SCALES).cast());
@@ -164,7 +164,7 @@ impl<const NIBBLES: bool> Row for Blocks<NIBBLES> {
         let bytes = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
         let mut sums = _mm256_setzero_ps();
         for (e, eight) in w.chunks(LANES * bytes).enumerate() {
-            prefetch(eight.as_ptr(), eight.len());
+            prefetch(eight.as_ptr(), LANES * bytes);
             let mut ints = [_mm256_setzero_si256(); LANES];
             let mut d = [0u16; LANES];
             for (i, w) in eight.chunks_exact(bytes).enumerate() {
