@@ -9,6 +9,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The system does not tell this program of a signal.
+    #[error("cannot listen for {name}")]
+    Signal {
+        /// The signal.
+        name: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The model file cannot be used.
     #[error("cannot serve this model")]
     Model(#[from] outrigger_experts::Error),

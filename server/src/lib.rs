@@ -22,6 +22,7 @@ mod request;
 mod serve;
 mod service;
 mod shard;
+mod stop;
 mod tenants;
 
 pub use config::{Compute, ServerConfig};
@@ -29,4 +30,5 @@ pub use error::{Error, Result};
 pub use listen::{bind, check_exposure};
 pub use metrics::{Metrics, serve_metrics};
 pub use serve::{ExpertServer, serve_health};
+pub use stop::stop_signal;
 pub use tenants::Tenants;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use outrigger::serve::{ApiKey, ServeConfig, serve};
+use outrigger_server::stop_signal;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open, read};
 use super::view::line;
@@ -101,16 +101,4 @@ impl Serve {
         };
         text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
-}
-
-/// Resolves at SIGTERM or SIGINT.
-fn stop_signal() -> Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }

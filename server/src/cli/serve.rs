@@ -11,9 +11,9 @@ use clap::Args;
 use outrigger_experts::Budget;
 use outrigger_server::{
     ExpertServer, ServerConfig, Tenants, bind, check_exposure, serve_health, serve_metrics,
+    stop_signal,
 };
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use super::{LogForm, read, start_logs};
@@ -183,18 +183,6 @@ fn announce(address: SocketAddr, server: &ExpertServer, json: bool) -> std::io::
         format!("listening on {address}")
     };
     writeln!(std::io::stdout(), "{line}")
-}
-
-/// Resolves at SIGTERM or SIGINT.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
 }
 
 /// `3` or `0-7`, both ends included.
