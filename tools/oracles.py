@@ -59,15 +59,16 @@ def quiet():
         os.close(null)
 
 
-def transformers_logits(hf: Path, ids: list[int], weights_of: Path | None = None) -> np.ndarray:
-    """[tokens, vocab] by transformers in f32; `weights_of` puts a GGUF's dequantised weights in place of the original."""
+def transformers_logits(hf: Path, ids: list[int], weights_of: Path | None = None, **config) -> np.ndarray:
+    """[tokens, vocab] by transformers in f32; `weights_of` puts a GGUF's dequantised weights in place of the original, `config`
+    other values in place of its configuration's."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        hf, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+        hf, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", **config
     ).eval()
     if weights_of:
         with torch.no_grad():

@@ -63,11 +63,7 @@ impl Engine {
         let metrics = Metrics::new();
         let fleet = Fleet::open(&config, identity, metrics.clone())?;
         let standins = standins::open(&model, config.standins.as_deref())?;
-        let kv_cache = config.kv_cache;
-        if !kv_cache.fits(spec.head_dim) {
-            return Err(Error::KvCache { head_dim: spec.head_dim });
-        }
-        let sessions = KvCache::bytes(spec, kv_cache, context) * config.sessions as u64;
+        let sessions = KvCache::bytes(spec, config.kv_cache, context) * config.sessions as u64;
         let budget = expert_budget(&model, config.expert_cache, sessions, memory_limit())?;
         let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
         if !store.holds_all() {

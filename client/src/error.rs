@@ -53,12 +53,6 @@ pub enum Error {
         /// What would do.
         expected: String,
     },
-    /// The model's keys do not come in blocks of 32.
-    #[error("a Q8_0 KV cache: found heads of {head_dim} values, expected a multiple of 32")]
-    KvCache {
-        /// Values a head.
-        head_dim: usize,
-    },
     /// A file is no routing trace.
     #[error("{}: found {found}, expected {expected}", path.display())]
     Trace {

@@ -56,7 +56,8 @@ multiversion! {
     /// `x = exp(x) / sum(exp(x))`.
     pub fn softmax(x: &mut [f32]) {
         let most = greatest(x);
-        let sum = exp_all(x, most);
+        exp_all(x, most);
+        let sum = sum_of(x);
         for x in x {
             *x /= sum;
         }
@@ -99,33 +100,35 @@ pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &
 /// The greatest of `x`.
 #[inline(always)]
 fn greatest(x: &[f32]) -> f32 {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
     let (lanes, rest) = x.as_chunks::<LANES>();
     let mut most = [f32::NEG_INFINITY; LANES];
     for x in lanes {
         for (most, x) in most.iter_mut().zip(x) {
-            *most = if *x > *most { *x } else { *most };
+            *most = greater(*most, *x);
         }
     }
-    most.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max)
+    rest.iter().copied().fold(across(most, greater), greater)
 }
 
-/// `x = exp(x - most)`; returns the sum.
+/// `x = exp(x - most)`.
 #[inline(always)]
-fn exp_all(x: &mut [f32], most: f32) -> f32 {
-    let (lanes, rest) = x.as_chunks_mut::<LANES>();
+fn exp_all(x: &mut [f32], most: f32) {
+    for x in x {
+        *x = exp(*x - most);
+    }
+}
+
+#[inline(always)]
+fn sum_of(x: &[f32]) -> f32 {
+    let (lanes, rest) = x.as_chunks::<LANES>();
     let mut sums = [0f32; LANES];
     for x in lanes {
         for (sum, x) in sums.iter_mut().zip(x) {
-            *x = exp(*x - most);
-            *sum += *x;
+            *sum += x;
         }
     }
-    let mut sum = sums.iter().sum::<f32>();
-    for x in rest {
-        *x = exp(*x - most);
-        sum += *x;
-    }
-    sum
+    across(sums, |a, b| a + b) + rest.iter().sum::<f32>()
 }
 
 #[inline(always)]
@@ -138,7 +141,18 @@ fn sum_of_products(a: &[f32], b: &[f32]) -> f32 {
         }
     }
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+    across(sums, |a, b| a + b) + rest
+}
+
+/// One of all lanes, by halves: one after another, each would wait for the one before.
+#[inline(always)]
+fn across(mut lanes: [f32; LANES], both: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = both(lanes[i], lanes[i + width]);
+        }
+    }
+    lanes[0]
 }
 
 /// e^x within 2 units in the last place, without a branch, so that loops over it vectorise: Cephes `expf`. Below

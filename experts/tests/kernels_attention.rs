@@ -27,24 +27,30 @@ fn naive(q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f64> {
     (0..n).map(mean).collect()
 }
 
-/// `values` as `ty` keeps them.
-fn kept(ty: GgmlType, values: &[f32]) -> Vec<f32> {
-    let (mut bytes, mut kept) = (Vec::new(), vec![0.0; values.len()]);
-    quantize(ty, values, &mut bytes);
-    dequantize(ty, &bytes, &mut kept);
-    kept
+/// Rows of `width` values as `ty` keeps them, each filled up to whole blocks for it.
+fn kept(ty: GgmlType, values: &[f32], width: usize) -> Vec<f32> {
+    let keep = |row: &[f32]| {
+        let mut padded = row.to_vec();
+        padded.resize(width.next_multiple_of(32), 0.0);
+        let mut bytes = Vec::new();
+        quantize(ty, &padded, &mut bytes);
+        dequantize(ty, &bytes, &mut padded);
+        padded.truncate(width);
+        padded
+    };
+    values.chunks(width).flat_map(keep).collect()
 }
 
 #[test]
 fn attention_is_causal_softmax_over_the_cache() {
     let pool = Pool::new(2);
     // Heads for themselves, shared by 2, by 4, and by more than pass together; odd and even widths.
-    for (n_heads, n_kv_heads, head_dim) in [(2, 2, 64), (4, 2, 128), (8, 2, 96), (11, 1, 20)] {
+    for (n_heads, n_kv_heads, head_dim) in
+        [(2, 2, 64), (4, 2, 128), (8, 2, 96), (11, 1, 20), (18, 2, 80)]
+    {
         let shape = Attention { n_heads, n_kv_heads, head_dim, scale: 0.7 };
         for (ty, plain) in [(KvType::F16, GgmlType::F16), (KvType::Q8_0, GgmlType::Q8_0)] {
-            if ty.fits(head_dim) {
-                check(&pool, &shape, ty, plain);
-            }
+            check(&pool, &shape, ty, plain);
         }
     }
 }
@@ -60,7 +66,7 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
             let head = |head| &values[(head * capacity + position) * head_dim..][..head_dim];
             cache.set(position, &(0..n_kv_heads).map(head).collect::<Vec<_>>().concat());
         }
-        (cache, kept(plain, &values))
+        (cache, kept(plain, &values, head_dim))
     };
     let ((k, naive_k), (v, naive_v)) = (cache(KvSide::Keys, 8), cache(KvSide::Values, 9));
     // Within a block, at its edges, over several; out of order.
@@ -72,6 +78,9 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
         ops::attend(pool, shape, q, &k, &v, positions, &mut out);
         out
     };
+    // With Q8_0, queries of up to 4 are rounded to 15 bits and a sign, which moves a score by up to
+    // scale * head_dim * 4 / 65534, and on the average of so many terms by far less: a 256th of what Q8_0 itself costs.
+    let tolerance = if ty == KvType::F16 { 1e-5 } else { 5e-4 };
     let out = attend(pool, &q, &positions);
     for (r, position) in positions.iter().enumerate() {
         for h in 0..n_heads {
@@ -82,7 +91,7 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
             let want = naive(&q[at..][..head_dim], k, v, f64::from(scale));
             for (ours, want) in out[at..].iter().zip(want) {
                 let error = (f64::from(*ours) - want).abs();
-                assert!(error < 1e-5, "{shape:?} {ty:?} row {r} head {h}: {ours} {want}");
+                assert!(error < tolerance, "{shape:?} {ty:?} row {r} head {h}: {ours} {want}");
             }
         }
     }

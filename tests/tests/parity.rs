@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use outrigger::{Engine, EngineConfig};
-use outrigger_experts::GgmlType;
 use outrigger_experts::gguf::{Gguf, Layout, Writer};
+use outrigger_experts::{GgmlType, quantize};
 use outrigger_tests::{all_logits, fixtures, max_difference};
 
 /// An f16 KV cache keeps llama.cpp itself below 1e-3 of these logits; a wrong formula is beyond 2e-3
@@ -98,63 +98,68 @@ async fn demo_logits(model: &Path) -> (Vec<f32>, usize) {
     (all_logits(&engine, &fixtures::tokens("demo"), 64).await, engine.spec().n_vocab)
 }
 
-/// What the few tokens whose experts are nearly tied have no say in.
-fn check_most(found: &Agreement) {
-    assert!(found.median_kl <= 3e-4, "{found:?}");
-    assert!(found.clear_top1 >= 0.99, "{found:?}");
-    assert!(found.top1 >= 0.97, "{found:?}");
-}
-
-/// Writes the demo model with its weights' values as F32, with which no activation is rounded to 8 bits: transformers
-/// rounds none either.
-fn write_as_f32(path: &Path) {
+/// The demo model with other weight types and, where `every_expert`, all of its experts in use for each token: then none are nearly
+/// tied, so that rounding moves logits a little rather than swap an expert.
+fn rewrite(path: &Path, every_expert: bool, ty: impl Fn(GgmlType) -> GgmlType) {
     let model = Gguf::open(&fixtures::demo_model()).expect("it opens");
     let mut layout = Layout::new(path);
     for (key, value) in model.meta().iter() {
         layout.set(key, value.clone());
     }
+    if every_expert {
+        let count = model.meta().get("qwen3moe.expert_count").expect("a number of experts");
+        layout.set("qwen3moe.expert_used_count", count.clone());
+    }
     for tensor in model.tensors() {
-        layout.tensor(tensor.name(), GgmlType::F32, tensor.dims()).expect("it fits");
+        let ty = ty(tensor.ty().expect("a known type"));
+        layout.tensor(tensor.name(), ty, tensor.dims()).expect("it fits");
     }
     let mut writer = Writer::create(layout).expect("it can be written");
     for tensor in model.tensors() {
-        let values = model.tensor(tensor.name()).expect("it is there").to_f32();
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        writer.write(&bytes).expect("room");
+        let tensor = model.tensor(tensor.name()).expect("it is there");
+        if ty(tensor.ty()) == tensor.ty() {
+            writer.write(tensor.bytes()).expect("room");
+        } else {
+            let mut bytes = Vec::new();
+            quantize(ty(tensor.ty()), &tensor.to_f32(), &mut bytes);
+            writer.write(&bytes).expect("room");
+        }
     }
     writer.finish().expect("it is whole");
 }
 
+/// With weights as F32 no activation is rounded to 8 bits, as transformers rounds none.
 #[tokio::test]
 async fn demo_model_agrees_with_transformers() {
     let dir = tempfile::tempdir().expect("a directory");
     let model = dir.path().join("f32.gguf");
-    write_as_f32(&model);
+    rewrite(&model, false, |_| GgmlType::F32);
     let (logits, vocab) = demo_logits(&model).await;
     let found = agreement(&logits, &fixtures::f16s("demo/transformers.f16"), vocab);
     println!("{found:?}");
     assert!(found.mean_kl <= 1e-5, "{found:?}");
-    check_most(&found);
+    assert!(found.top1 >= 0.99 && found.clear_top1 == 1.0, "{found:?}");
 }
 
+/// As it is, with activations rounded to 8 bits, which llama.cpp does too.
 #[tokio::test]
-async fn demo_model_agrees_with_llama_cpp() {
-    let (logits, vocab) = demo_logits(&fixtures::demo_model()).await;
-    let found = agreement(&logits, &fixtures::f16s("demo/llama.cpp.f16"), vocab);
+async fn demo_model_with_every_expert_agrees_with_llama_cpp() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = dir.path().join("every.gguf");
+    rewrite(&model, true, |ty| ty);
+    let (logits, vocab) = demo_logits(&model).await;
+    let found = agreement(&logits, &fixtures::f16s("demo/llama.cpp-all-experts.f16"), vocab);
     println!("{found:?}");
-    assert!(found.mean_kl <= 1e-3, "{found:?}");
-    check_most(&found);
+    assert!(found.mean_kl <= 5e-4, "{found:?}");
+    assert!(found.top1 >= 0.97 && found.clear_top1 >= 0.99, "{found:?}");
 }
 
-/// Rounding activations to 8 bits swaps experts that are nearly tied, and the mean is that of the few tokens where it does
-/// (`tests/fixtures/demo/README.md`): it may be what llama.cpp's is, which rounds them too.
+/// The median leaves out the few tokens where rounding activations swaps an expert for one that is nearly tied with it. How many
+/// those are is chance, also between llama.cpp and transformers (`tests/fixtures/demo/README.md`).
 #[tokio::test]
-async fn rounded_activations_cost_what_they_cost_llama_cpp() {
+async fn rounded_activations_cost_most_tokens_little() {
     let (logits, vocab) = demo_logits(&fixtures::demo_model()).await;
-    let exact = fixtures::f16s("demo/transformers.f16");
-    let ours = agreement(&logits, &exact, vocab);
-    let theirs = agreement(&fixtures::f16s("demo/llama.cpp.f16"), &exact, vocab);
-    println!("{ours:?} {theirs:?}");
-    assert!(ours.mean_kl <= 1.25 * theirs.mean_kl, "{ours:?} {theirs:?}");
-    check_most(&ours);
+    let found = agreement(&logits, &fixtures::f16s("demo/transformers.f16"), vocab);
+    println!("{found:?}");
+    assert!(found.median_kl <= 3e-4, "{found:?}");
 }

@@ -1,5 +1,6 @@
 //! What a session promises: settling, forking, truncating, and errors that lose nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, Session};
@@ -169,14 +170,19 @@ fn surprise(logits: &[f32], tokens: &[u32]) -> f64 {
 
 #[tokio::test]
 async fn keys_and_values_in_eight_bits_say_nearly_the_same_in_any_batch() {
-    let open = |kv_cache| {
-        Engine::open(EngineConfig { kv_cache, ..EngineConfig::new(fixtures::demo_model()) })
-    };
+    check_eight_bits(fixtures::demo_model()).await;
+    // Heads of 16 values, which fill no block of 32.
+    check_eight_bits(fixtures::tiny_model("olmoe")).await;
+}
+
+async fn check_eight_bits(model: PathBuf) {
+    let open =
+        |kv_cache| Engine::open(EngineConfig { kv_cache, ..EngineConfig::new(model.clone()) });
     let halves = open(KvType::F16).await.expect("it opens");
     let bytes = open(KvType::Q8_0).await.expect("it opens");
     let mut session = greedy(&halves);
     session.push_text("It was the best of times").expect("it fits");
-    steps(&mut session, 200).await;
+    steps(&mut session, 100).await;
     let tokens: Vec<u32> = session.tokens().collect();
 
     let exact = all_logits(&halves, &tokens, 512).await;
@@ -185,12 +191,4 @@ async fn keys_and_values_in_eight_bits_say_nearly_the_same_in_any_batch() {
     assert_eq!(logits, all_logits(&bytes, &tokens, 7).await, "in batches of seven");
     let (exact, ours) = (surprise(&exact, &tokens), surprise(&logits, &tokens));
     assert!((ours / exact - 1.0).abs() < 0.01, "{ours} for {exact}");
-}
-
-#[tokio::test]
-async fn heads_that_do_not_come_in_blocks_cannot_be_kept_in_eight_bits() {
-    let config = EngineConfig::new(fixtures::tiny_model("olmoe"));
-    let opened = Engine::open(EngineConfig { kv_cache: KvType::Q8_0, ..config }).await;
-    let error = opened.err().expect("heads of 16 values").to_string();
-    assert_eq!(error, "a Q8_0 KV cache: found heads of 16 values, expected a multiple of 32");
 }

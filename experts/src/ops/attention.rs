@@ -1,17 +1,13 @@
 //! Causal attention of some rows over a cache of keys and values.
 
-use std::array::{from_mut, from_ref};
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
-use super::kv::{BLOCK, KvTensor};
-use super::{exp_all, greatest};
+use super::kv::{BLOCK, KvTensor, MAX_HEAD_DIM, QUERIES, Queries};
+use super::{exp_all, greatest, sum_of};
 use crate::pool::{Pool, SharedMut};
 use crate::quant::filled;
 use crate::quant::isa::multiversion;
-
-/// Queries that pass over a block together, heads of one row or rows of one head.
-const QUERIES: usize = 8;
+use crate::quant::kv::LANES;
 
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +24,10 @@ pub struct Attention {
 
 impl Attention {
     /// The most values a head.
-    pub const MAX_HEAD_DIM: usize = 512;
+    pub const MAX_HEAD_DIM: usize = MAX_HEAD_DIM;
 }
 
-/// One head of one row.
+/// One head of one row; those that pass over a block together are heads of one row or rows of one head.
 #[derive(Clone, Copy, Default)]
 struct Query<'a> {
     values: &'a [f32],
@@ -79,163 +75,87 @@ pub fn attend(
             let mut queries = [Query::default(); QUERIES];
             let queries = &mut queries[..QUERIES.min(count - first)];
             queries.iter_mut().enumerate().for_each(|(i, to)| *to = query(first + i));
-            let mut room = [const { MaybeUninit::uninit() }; QUERIES * Attention::MAX_HEAD_DIM];
-            let attended = filled(&mut room[..queries.len() * head_dim], 0.0);
-            together(queries, shape, head, (k, v), attended);
-            for (query, attended) in queries.iter().zip(attended.chunks_exact(head_dim)) {
-                // SAFETY: each task has queries of its own.
-                unsafe { out.slice(query.at, head_dim) }.copy_from_slice(attended);
-            }
+            together(queries, shape, head, (k, v), &out);
         }
     });
 }
 
-/// Some queries over the same keys and values, a block at a time: the online softmax of Milakov and Gimelshein (2018),
-/// with the running sums in `out`, `[queries, head_dim]`, zeros at first.
+/// Some queries over the same keys and values, a block at a time: the online softmax of Milakov and Gimelshein (2018).
+/// `out` is `[queries, head_dim]`.
 fn together(
     queries: &[Query<'_>],
     shape: &Attention,
     head: usize,
     (k, v): (&KvTensor, &KvTensor),
-    out: &mut [f32],
+    out: &SharedMut<'_, f32>,
 ) {
-    let dim = shape.head_dim;
+    let count = queries.len();
     let last = queries.iter().map(|query| query.sees).max().unwrap_or(0);
-    let mut room = [const { MaybeUninit::uninit() }; BLOCK * Attention::MAX_HEAD_DIM];
-    let block = filled(&mut room[..BLOCK * dim], 0.0);
+    let keyed = Queries::new(k, queries.iter().map(|query| query.values), shape.scale);
+    let mut room = [const { MaybeUninit::uninit() }; MAX_HEAD_DIM.div_ceil(LANES)];
+    let attended = filled(&mut room[..shape.head_dim.div_ceil(LANES)], [[0f32; LANES]; QUERIES]);
     let (mut most, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0f32; QUERIES]);
-    let mut scores = [[0f32; BLOCK]; QUERIES];
-    let scores = &mut scores[..queries.len()];
+    let mut scores = [[[0f32; LANES]; QUERIES]; BLOCK / LANES];
+    let (mut weights, mut seen) = ([[0f32; BLOCK]; QUERIES], [0; QUERIES]);
 
     for start in (0..last).step_by(BLOCK) {
-        k.read(head, start, block);
-        score(queries, block, scores);
-        let mut seen = [0; QUERIES];
+        k.score(head, start, &keyed, &mut scores);
         for (i, query) in queries.iter().enumerate() {
             seen[i] = query.sees.saturating_sub(start).min(BLOCK);
-            if seen[i] == 0 {
-                continue;
-            }
-            let scores = &mut scores[i][..seen[i]];
-            let shrink = weigh(scores, shape.scale, &mut most[i], &mut sums[i]);
-            if shrink != 1.0 {
-                out[i * dim..][..dim].iter_mut().for_each(|out| *out *= shrink);
+            let (first, second) = weights[i].split_at_mut(LANES);
+            first.copy_from_slice(&scores[0][i]);
+            second.copy_from_slice(&scores[1][i]);
+        }
+        let shrink = weigh(&mut weights[..count], &seen, &mut most, &mut sums);
+        if shrink != [1.0; QUERIES] {
+            scale(attended, &shrink);
+        }
+        v.blend(head, start, &weights[..count], &seen[..count], attended);
+    }
+    for (i, (query, sum)) in queries.iter().zip(sums).enumerate() {
+        // SAFETY: each query's output is its own.
+        let out = unsafe { out.slice(query.at, shape.head_dim) };
+        for (out, attended) in out.chunks_mut(LANES).zip(&*attended) {
+            for (out, attended) in out.iter_mut().zip(&attended[i]) {
+                *out = attended / sum;
             }
         }
-        v.read(head, start, block);
-        blend(scores, &seen[..queries.len()], block, out);
-    }
-    for (out, sum) in out.chunks_exact_mut(dim).zip(sums) {
-        out.iter_mut().for_each(|out| *out /= sum);
     }
 }
 
 multiversion! {
-    /// Scores to weights relative to the greatest score so far; returns what earlier weights are to be multiplied
-    /// with.
-    fn weigh(scores: &mut [f32], scale: f32, most: &mut f32, sum: &mut f32) -> f32 {
-        for score in scores.iter_mut() {
-            *score *= scale;
+    /// Scores of what is seen to weights relative to the greatest score so far, the others to 0; returns what earlier weights
+    /// are to be multiplied with. Step by step for all queries, since each step of one waits for the one before.
+    fn weigh(
+        scores: &mut [[f32; BLOCK]],
+        seen: &[usize; QUERIES],
+        most: &mut [f32; QUERIES],
+        sums: &mut [f32; QUERIES],
+    ) -> [f32; QUERIES] {
+        let mut shrink = [1.0; QUERIES];
+        for (i, scores) in scores.iter_mut().enumerate() {
+            scores[seen[i]..].fill(f32::NEG_INFINITY);
+            let now = greatest(scores).max(most[i]);
+            if now != most[i] {
+                shrink[i] = (most[i] - now).exp();
+                most[i] = now;
+            }
         }
-        let now = greatest(scores).max(*most);
-        let shrink = if *most == now { 1.0 } else { (*most - now).exp() };
-        *most = now;
-        *sum = *sum * shrink + exp_all(scores, now);
+        for (scores, most) in scores.iter_mut().zip(&*most) {
+            exp_all(scores, *most);
+        }
+        for (i, scores) in scores.iter_mut().enumerate() {
+            scores[seen[i]..].fill(0.0);
+            sums[i] = sums[i] * shrink[i] + sum_of(scores);
+        }
         shrink
     }
 
-    /// `scores[i, p] = queries[i] · keys[.., p]`; `keys` are `[head_dim, BLOCK]`.
-    fn score(queries: &[Query<'_>], keys: &[f32], scores: &mut [[f32; BLOCK]]) {
-        let (fours, rest) = queries.as_chunks::<4>();
-        let (scores_of_fours, scores_of_rest) = scores.as_chunks_mut::<4>();
-        for (queries, scores) in fours.iter().zip(scores_of_fours) {
-            score_some::<4>(queries, keys, scores);
-        }
-        for (query, scores) in rest.iter().zip(scores_of_rest) {
-            score_some::<1>(from_ref(query), keys, from_mut(scores));
-        }
-    }
-
-    /// `out[i] += sum over p < seen[i] of weights[i, p] * values[p]`, `out` `[queries, head_dim]`, `values` `[BLOCK,
-    /// head_dim]`. The order of the sum is that of `p`, whatever the other queries see.
-    fn blend(weights: &[[f32; BLOCK]], seen: &[usize], values: &[f32], out: &mut [f32]) {
-        let dim = values.len() / BLOCK;
-        let fours = weights.chunks(4).zip(seen.chunks(4)).zip(out.chunks_mut(4 * dim));
-        for ((weights, seen), out) in fours {
-            let mut by_all = 0;
-            if let Some(weights) = weights.first_chunk() {
-                by_all = seen.iter().copied().min().unwrap_or(0);
-                blend_some::<4, 32>(weights, 0..by_all, values, out);
-            }
-            for ((weights, seen), out) in weights.iter().zip(seen).zip(out.chunks_exact_mut(dim)) {
-                blend_some::<1, 64>(&[*weights], by_all..*seen, values, out);
-            }
-        }
-    }
-}
-
-/// [`score`] of `N` queries, some columns in registers at a time.
-#[inline(always)]
-fn score_some<const N: usize>(
-    queries: &[Query<'_>; N],
-    keys: &[f32],
-    scores: &mut [[f32; BLOCK]; N],
-) {
-    const COLUMNS: usize = 32;
-    let keys = keys.as_chunks::<BLOCK>().0;
-    // Slices of one length, which needs no check within the loop.
-    let queries = queries.each_ref().map(|query| &query.values[..keys.len()]);
-    for first in (0..BLOCK).step_by(COLUMNS) {
-        let mut sums = [[0f32; COLUMNS]; N];
-        for i in 0..keys.len() {
-            let keys = &keys[i][first..first + COLUMNS];
-            for (sums, query) in sums.iter_mut().zip(queries) {
-                let q = query[i];
-                for (sum, key) in sums.iter_mut().zip(keys) {
-                    *sum = key.mul_add(q, *sum);
-                }
-            }
-        }
-        for (scores, sums) in scores.iter_mut().zip(sums) {
-            scores[first..first + COLUMNS].copy_from_slice(&sums);
-        }
-    }
-}
-
-/// [`blend`] of `N` queries at the positions `seen`, `LANES` outputs of each in registers at a time.
-#[inline(always)]
-fn blend_some<const N: usize, const LANES: usize>(
-    weights: &[[f32; BLOCK]; N],
-    seen: Range<usize>,
-    values: &[f32],
-    out: &mut [f32],
-) {
-    let dim = values.len() / BLOCK;
-    let whole = dim / LANES * LANES;
-    let rows = &values[seen.start * dim..seen.end * dim];
-    let weights = weights.each_ref().map(|weights| &weights[seen.clone()]);
-    for first in (0..whole).step_by(LANES) {
-        let mut sums = [[0f32; LANES]; N];
-        for (n, sums) in sums.iter_mut().enumerate() {
-            sums.copy_from_slice(&out[n * dim + first..][..LANES]);
-        }
-        for (i, values) in rows.chunks_exact(dim).enumerate() {
-            let values = &values[first..first + LANES];
-            for (sums, weights) in sums.iter_mut().zip(weights) {
-                let weight = weights[i];
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = value.mul_add(weight, *sum);
-                }
-            }
-        }
-        for (n, sums) in sums.iter().enumerate() {
-            out[n * dim + first..][..LANES].copy_from_slice(sums);
-        }
-    }
-    for (out, weights) in out.chunks_exact_mut(dim).zip(weights) {
-        for (weight, values) in weights.iter().zip(rows.chunks_exact(dim)) {
-            for (out, value) in out[whole..].iter_mut().zip(&values[whole..]) {
-                *out = value.mul_add(*weight, *out);
+    /// `out[g, i, l] *= by[i]`
+    fn scale(out: &mut [[[f32; LANES]; QUERIES]], by: &[f32; QUERIES]) {
+        for out in out {
+            for (out, by) in out.iter_mut().zip(by) {
+                *out = out.map(|out| out * by);
             }
         }
     }

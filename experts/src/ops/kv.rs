@@ -1,20 +1,27 @@
 //! Keys or values of one layer, kept as attention reads them.
 
+mod multiply;
+
 use std::str::FromStr;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::activations::q8_0;
-use crate::quant::Kernels;
-use crate::quant::isa::multiversion;
+use crate::quant::kv::{LANES, Line};
+
+pub(super) use multiply::{QUERIES, Queries};
 
 /// Positions that are read together.
 pub(super) const BLOCK: usize = 64;
-/// Values that share a scale in Q8_0.
-const GROUP: usize = 32;
-/// Bytes of a position's group in Q8_0: an f16 scale, and a byte a value.
-const GROUP_BYTES: usize = 2 + GROUP;
+/// The most values a head.
+pub(super) const MAX_HEAD_DIM: usize = 512;
+/// Values of a head that share a scale in Q8_0: as many as a line has lanes.
+const GROUP: usize = LANES;
+/// Of the keys of [`LANES`] positions: a line of scales, and a line for each pair of values.
+const KEY_LINES: usize = 1 + GROUP / 2;
+/// Of a block's values: two lines of scales, and a line for each pair of positions.
+const VALUE_LINES: usize = BLOCK / LANES + BLOCK / 2;
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,22 +34,21 @@ pub enum KvType {
 }
 
 impl KvType {
-    /// Whether heads of `head_dim` values can be kept so.
-    pub fn fits(self, head_dim: usize) -> bool {
-        self == KvType::F16 || head_dim.is_multiple_of(GROUP)
-    }
-
-    /// Bytes of a head's keys or values at `positions` positions, which come in blocks of 64.
+    /// Bytes of a head's keys or values at `positions` positions, which come in blocks of 64; values in groups of 32.
     pub fn bytes(self, head_dim: usize, positions: usize) -> usize {
-        self.block_bytes(head_dim) * positions.div_ceil(BLOCK)
+        self.block_lines(head_dim) * size_of::<Line>() * positions.div_ceil(BLOCK)
     }
 
-    fn block_bytes(self, head_dim: usize) -> usize {
+    fn block_lines(self, head_dim: usize) -> usize {
         match self {
-            KvType::F16 => BLOCK * head_dim * 2,
-            KvType::Q8_0 => BLOCK * head_dim / GROUP * GROUP_BYTES,
+            KvType::F16 => groups(head_dim) * BLOCK,
+            KvType::Q8_0 => groups(head_dim) * VALUE_LINES,
         }
     }
+}
+
+fn groups(head_dim: usize) -> usize {
+    head_dim.div_ceil(GROUP)
 }
 
 impl FromStr for KvType {
@@ -57,12 +63,12 @@ impl FromStr for KvType {
     }
 }
 
-/// Which way round a block of positions is kept, so that attention adds up along rows of it.
+/// Which way round a block of positions is kept, in lines of 32 lanes, so that attention adds up along lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvSide {
-    /// `[head_dim, BLOCK]`; in Q8_0 `[head_dim / 32]` of `BLOCK` scales and `[32, BLOCK]` values.
+    /// A lane is a position: `[2, head_dim, 32]`; in Q8_0 `[2, head_dim / 32]` of 32 scales and `[16, 32]` pairs.
     Keys,
-    /// `[BLOCK, head_dim]`; in Q8_0 `[BLOCK, head_dim / 32]` of a scale and 32 values.
+    /// A lane is a value: `[head_dim / 32, 64, 32]`; in Q8_0 `[head_dim / 32]` of 64 scales and `[32, 32]` pairs of positions.
     Values,
 }
 
@@ -73,14 +79,12 @@ pub struct KvTensor {
     ty: KvType,
     head_dim: usize,
     capacity: usize,
+    /// Lines from the first aligned one on.
     bytes: Vec<u8>,
 }
 
 impl KvTensor {
     /// Zeros. The memory is only reserved; the system commits it as positions are written.
-    ///
-    /// # Panics
-    /// Where the type does not fit `head_dim`: see [`KvType::fits`].
     pub fn new(
         side: KvSide,
         ty: KvType,
@@ -88,8 +92,7 @@ impl KvTensor {
         capacity: usize,
         head_dim: usize,
     ) -> KvTensor {
-        assert!(ty.fits(head_dim), "heads of {head_dim} values as {ty:?}");
-        let bytes = vec![0; heads * ty.bytes(head_dim, capacity)];
+        let bytes = vec![0; heads * ty.bytes(head_dim, capacity) + size_of::<Line>()];
         KvTensor { side, ty, head_dim, capacity, bytes }
     }
 
@@ -98,114 +101,109 @@ impl KvTensor {
     /// # Panics
     /// Where that is not the tensor's shape, or the position lies beyond it.
     pub fn set(&mut self, position: usize, heads: &[f32]) {
-        let (dim, capacity) = (self.head_dim, self.capacity);
+        let KvTensor { side, ty, head_dim, capacity, .. } = *self;
         assert!(position < capacity, "position {position} of {capacity}");
-        let block = self.ty.block_bytes(dim);
-        let planes = self.bytes.chunks_exact_mut(self.ty.bytes(dim, capacity));
-        assert_eq!(heads.len(), planes.len() * dim, "values of a position");
-        for (plane, head) in planes.zip(heads.chunks_exact(dim)) {
-            let block = &mut plane[position / BLOCK * block..][..block];
-            match self.ty {
-                KvType::F16 => set_f16(self.side, block, position % BLOCK, head),
-                KvType::Q8_0 => set_q8_0(self.side, block, position % BLOCK, head),
+        let (lines, plane) = (ty.block_lines(head_dim), self.plane());
+        let planes = self.lines_mut().chunks_exact_mut(plane);
+        assert_eq!(heads.len(), planes.len() * head_dim, "values of a position");
+        for (plane, head) in planes.zip(heads.chunks_exact(head_dim)) {
+            let block = &mut plane[position / BLOCK * lines..][..lines];
+            match ty {
+                KvType::F16 => set_f16(side, block, position % BLOCK, head),
+                KvType::Q8_0 => set_q8_0(side, block, position % BLOCK, head),
             }
         }
     }
 
     /// A copy of the first `len` positions, with the same room.
     pub fn copy_of(&self, len: usize) -> KvTensor {
-        let plane = self.ty.bytes(self.head_dim, self.capacity);
-        let used = self.ty.bytes(self.head_dim, len);
-        let mut bytes = vec![0; self.bytes.len()];
-        for (to, from) in bytes.chunks_exact_mut(plane).zip(self.bytes.chunks_exact(plane)) {
+        let (plane, used) =
+            (self.plane(), self.ty.block_lines(self.head_dim) * len.div_ceil(BLOCK));
+        let mut copy = KvTensor { bytes: vec![0; self.bytes.len()], ..*self };
+        let planes = copy.lines_mut().chunks_exact_mut(plane);
+        for (to, from) in planes.zip(self.lines().chunks_exact(plane)) {
             to[..used].copy_from_slice(&from[..used]);
         }
-        KvTensor { bytes, ..*self }
+        copy
     }
 
-    /// The block from position `start` of `head` as f32, `[head_dim, BLOCK]` of keys or `[BLOCK, head_dim]` of values.
-    pub(super) fn read(&self, head: usize, start: usize, out: &mut [f32]) {
-        let block = self.ty.block_bytes(self.head_dim);
-        let plane = head * self.ty.bytes(self.head_dim, self.capacity);
-        let block = &self.bytes[plane + start / BLOCK * block..][..block];
-        match (self.ty, self.side) {
-            (KvType::F16, _) => Kernels::best().widen(block, out),
-            (KvType::Q8_0, KvSide::Keys) => {
-                let groups = block.chunks_exact(BLOCK * GROUP_BYTES);
-                for (group, out) in groups.zip(out.chunks_exact_mut(GROUP * BLOCK)) {
-                    let (scales, q) = group.split_at(2 * BLOCK);
-                    let mut d = [0.0; BLOCK];
-                    Kernels::best().widen(scales, &mut d);
-                    scale_columns(&d, q, out);
-                }
-            }
-            (KvType::Q8_0, KvSide::Values) => scale_groups(block, out),
-        }
+    /// Lines a head.
+    fn plane(&self) -> usize {
+        self.ty.block_lines(self.head_dim) * self.capacity.div_ceil(BLOCK)
+    }
+
+    fn lines(&self) -> &[Line] {
+        &self.bytes[first_line(&self.bytes)..].as_chunks().0[..self.len_lines()]
+    }
+
+    fn lines_mut(&mut self) -> &mut [Line] {
+        let (first, len) = (first_line(&self.bytes), self.len_lines());
+        &mut self.bytes[first..].as_chunks_mut().0[..len]
+    }
+
+    fn len_lines(&self) -> usize {
+        self.bytes.len() / size_of::<Line>() - 1
+    }
+
+    /// The block of 64 positions from `start` on.
+    fn block(&self, head: usize, start: usize) -> &[Line] {
+        let lines = self.ty.block_lines(self.head_dim);
+        &self.lines()[head * self.plane() + start / BLOCK * lines..][..lines]
     }
 }
 
-/// Where a block keeps value `i` of position `p`, counted in values.
-fn at(side: KvSide, p: usize, i: usize, dim: usize) -> usize {
+/// Where the first aligned line begins, so that no line straddles two of the processor's.
+fn first_line(bytes: &[u8]) -> usize {
+    bytes.as_ptr().addr().wrapping_neg() % size_of::<Line>()
+}
+
+/// Where a block keeps value `i` of position `p` in f16: line and lane.
+fn at(side: KvSide, p: usize, i: usize, width: usize) -> (usize, usize) {
     match side {
-        KvSide::Keys => i * BLOCK + p,
-        KvSide::Values => p * dim + i,
+        KvSide::Keys => (p / LANES * width + i, p % LANES),
+        KvSide::Values => (i / LANES * BLOCK + p, i % LANES),
     }
 }
 
-fn set_f16(side: KvSide, block: &mut [u8], p: usize, head: &[f32]) {
-    let halves = block.as_chunks_mut::<2>().0;
+fn set_f16(side: KvSide, block: &mut [Line], p: usize, head: &[f32]) {
+    let width = groups(head.len()) * GROUP;
     for (part, x) in head.chunks(GROUP).enumerate() {
         let mut rounded = [f16::ZERO; GROUP];
         rounded[..x.len()].convert_from_f32_slice(x);
         for (i, half) in rounded[..x.len()].iter().enumerate() {
-            halves[at(side, p, part * GROUP + i, head.len())] = half.to_le_bytes();
+            let (line, lane) = at(side, p, part * GROUP + i, width);
+            set_half(&mut block[line], lane, *half);
         }
     }
 }
 
-fn set_q8_0(side: KvSide, block: &mut [u8], p: usize, head: &[f32]) {
-    for (g, x) in head.chunks_exact(GROUP).enumerate() {
+fn set_half(line: &mut Line, lane: usize, half: f16) {
+    line.as_chunks_mut::<2>().0[lane] = half.to_le_bytes();
+}
+
+fn set_q8_0(side: KvSide, block: &mut [Line], p: usize, head: &[f32]) {
+    let groups = groups(head.len());
+    for (g, x) in head.chunks(GROUP).enumerate() {
+        let mut values = [0.0; GROUP];
+        values[..x.len()].copy_from_slice(x);
         let (mut d, mut q, mut sums) = ([0.0], [0; GROUP], [0; 2]);
-        q8_0(x, &mut d, &mut q, &mut sums);
-        let d = f16::from_f32(d[0]).to_le_bytes();
+        q8_0(&values, &mut d, &mut q, &mut sums);
+        let d = f16::from_f32(d[0]);
         match side {
             KvSide::Keys => {
-                let group = &mut block[g * BLOCK * GROUP_BYTES..][..BLOCK * GROUP_BYTES];
-                group[2 * p..][..2].copy_from_slice(&d);
-                for (q, row) in q.iter().zip(group[2 * BLOCK..].chunks_exact_mut(BLOCK)) {
-                    row[p] = q.cast_unsigned();
+                let lines = &mut block[(p / LANES * groups + g) * KEY_LINES..][..KEY_LINES];
+                set_half(&mut lines[0], p % LANES, d);
+                for (line, pair) in lines[1..].iter_mut().zip(q.as_chunks::<2>().0) {
+                    line.as_chunks_mut::<2>().0[p % LANES] = pair.map(i8::cast_unsigned);
                 }
             }
             KvSide::Values => {
-                let group = p * head.len() / GROUP + g;
-                let group = &mut block[group * GROUP_BYTES..][..GROUP_BYTES];
-                group[..2].copy_from_slice(&d);
-                for (to, q) in group[2..].iter_mut().zip(q) {
-                    *to = q.cast_unsigned();
+                let lines = &mut block[g * VALUE_LINES..][..VALUE_LINES];
+                set_half(&mut lines[p / LANES], p % LANES, d);
+                let line = &mut lines[BLOCK / LANES + p / 2];
+                for (pair, q) in line.as_chunks_mut::<2>().0.iter_mut().zip(q) {
+                    pair[p % 2] = q.cast_unsigned();
                 }
-            }
-        }
-    }
-}
-
-multiversion! {
-    /// `out[i, p] = d[p] * q[i, p]`
-    fn scale_columns(d: &[f32; BLOCK], q: &[u8], out: &mut [f32]) {
-        let (q, out) = (q.as_chunks::<BLOCK>().0, out.as_chunks_mut::<BLOCK>().0);
-        for (q, out) in q.iter().zip(out) {
-            for ((out, d), q) in out.iter_mut().zip(d).zip(q) {
-                *out = d * f32::from(q.cast_signed());
-            }
-        }
-    }
-
-    /// Groups of a scale and its values.
-    fn scale_groups(groups: &[u8], out: &mut [f32]) {
-        let groups = groups.as_chunks::<GROUP_BYTES>().0;
-        for (group, out) in groups.iter().zip(out.as_chunks_mut::<GROUP>().0) {
-            let d = f16::from_le_bytes([group[0], group[1]]).to_f32();
-            for (out, q) in out.iter_mut().zip(&group[2..]) {
-                *out = d * f32::from(q.cast_signed());
             }
         }
     }

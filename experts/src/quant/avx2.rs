@@ -2,6 +2,7 @@
 
 mod dot;
 mod floats;
+mod kv;
 mod panel;
 mod rows;
 mod unpack;
@@ -35,6 +36,8 @@ const fn kernels<D: Dot>(name: &'static str, isa: Isa) -> Kernels {
         q6_k: quant_tile::<Q6K, D>,
         vq: vq::tile::<Q8<D>>,
         widen,
+        halves: kv::halves,
+        pairs: kv::pairs,
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(super) mod amx;
 mod floats;
+mod kv;
 mod panel;
 mod rows;
 mod unpack;
@@ -26,6 +27,8 @@ pub(super) const KERNELS: Kernels = Kernels {
     q6_k: q6_k_tile,
     vq: vq::tile::<Q8>,
     widen,
+    halves: kv::halves,
+    pairs: kv::pairs,
 };
 
 pub(super) static AMX_KERNELS: Kernels = Kernels {

@@ -10,6 +10,7 @@ mod avx512;
 mod blocks;
 mod dequantize;
 pub(crate) mod isa;
+pub(crate) mod kv;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod quantize;
@@ -25,6 +26,7 @@ use std::mem::MaybeUninit;
 
 use crate::{Activations, GgmlType, Mat};
 use isa::Isa;
+use kv::{HalvesFn, LANES, Line, Pairs, PairsFn};
 
 pub use dequantize::dequantize;
 pub use quantize::quantize;
@@ -144,6 +146,8 @@ pub struct Kernels {
     /// By weights a code.
     vq: fn(u8) -> TileFn,
     widen: WidenFn,
+    halves: HalvesFn,
+    pairs: PairsFn,
 }
 
 impl Kernels {
@@ -208,4 +212,22 @@ impl Kernels {
         // SAFETY: these are this machine's kernels, and the lengths agree.
         unsafe { (self.widen)(halves, out) };
     }
+    /// `out[i, l] += sum over s of lines[s, l] * x[i, s]`: see [`HalvesFn`].
+    pub(crate) fn halves(&self, lines: &[Line], x: &[f32], out: &mut [[f32; LANES]]) {
+        assert_rows(lines.len(), x.len(), out.len());
+        // SAFETY: these are this machine's kernels, and the lengths agree.
+        unsafe { (self.halves)(lines, x, out) };
+    }
+
+    /// `out[i, l] += (sum over s and h of lines[s, l, h] * x[i, s, h]) * (d[i] * scales[l])`: see [`PairsFn`].
+    pub(crate) fn pairs(&self, pairs: &Pairs<'_>, out: &mut [[f32; LANES]]) {
+        assert_rows(pairs.lines.len(), pairs.x.len(), out.len());
+        assert!(out.len() <= pairs.d.len(), "{} scales of {} rows", pairs.d.len(), out.len());
+        // SAFETY: these are this machine's kernels, and the lengths agree.
+        unsafe { (self.pairs)(pairs, out) };
+    }
+}
+
+fn assert_rows(steps: usize, values: usize, rows: usize) {
+    assert!(values.is_multiple_of(rows) && steps <= values / rows, "{values} in {rows} rows");
 }

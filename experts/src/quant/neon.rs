@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 
 use super::isa::Isa;
 use super::tiles::float_tiles;
-use super::{ActRow, Kernels, Tile, TileFn, vq};
+use super::{ActRow, Kernels, Tile, TileFn, kv, vq};
 use blocks::Blocks;
 use floats::{BF16, F16, F32, float_dot, widen};
 use multiply::{DotProd, I8mm, Multiply, Plain};
@@ -40,6 +40,8 @@ const fn kernels<M: Multiply, const WIDE: usize>(name: &'static str, isa: Isa) -
         q6_k: tile::<M, Super<Q6K>, WIDE>,
         vq: vq::tile::<Q8<M, WIDE>>,
         widen,
+        halves: |lines, x, out| kv::halves(widen, lines, x, out),
+        pairs: |pairs, out| kv::pairs(pairs, out),
     }
 }
 

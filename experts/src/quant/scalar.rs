@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::blocks::{f16_at, q4_0, q4_k, q5_k, q6_k, q8_0, scale_min};
 use super::isa::Isa;
 use super::sums::Sums;
-use super::{ActRow, Kernels, Tile, TileFn, vq};
+use super::{ActRow, Kernels, Tile, TileFn, kv, vq};
 
 pub(super) static KERNELS: Kernels = Kernels {
     name: "scalar",
@@ -20,6 +20,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     q6_k: |tile| fill(tile, q6_k_dot),
     vq: vq::tile::<Q8>,
     widen,
+    halves: |lines, x, out| kv::halves(widen, lines, x, out),
+    pairs: |pairs, out| kv::pairs(pairs, out),
 };
 
 /// What unpacked codes are multiplied by.

@@ -1,0 +1,205 @@
+//! Queries times keys and weights times values, a block of positions at a time.
+
+use super::{BLOCK, GROUP, KEY_LINES, KvSide, KvTensor, KvType, MAX_HEAD_DIM, groups};
+use crate::quant::Kernels;
+use crate::quant::isa::multiversion;
+use crate::quant::kv::{LANES, Line, Pairs};
+
+/// Queries that pass over a block together at most.
+pub(in crate::ops) const QUERIES: usize = 8;
+
+impl KvTensor {
+    /// `scores[half, i, p] = queries[i] · keys[start + 32 * half + p]`
+    pub(in crate::ops) fn score(
+        &self,
+        head: usize,
+        start: usize,
+        queries: &Queries,
+        scores: &mut [[[f32; LANES]; QUERIES]; BLOCK / LANES],
+    ) {
+        debug_assert_eq!(self.side, KvSide::Keys);
+        let (block, count) = (self.block(head, start), queries.count);
+        for (lines, scores) in block.chunks_exact(block.len() / scores.len()).zip(scores) {
+            let scores = &mut scores[..count];
+            scores.as_flattened_mut().fill(0.0);
+            match self.ty {
+                KvType::F16 => Kernels::best().halves(lines, queries.values(), scores),
+                KvType::Q8_0 => {
+                    for (g, lines) in lines.chunks_exact(KEY_LINES).enumerate() {
+                        let (scales, lines) = lines.split_at(1);
+                        let scales = &halves(scales);
+                        let pairs = Pairs { lines, scales, x: queries.q(g), d: &queries.d[g] };
+                        Kernels::best().pairs(&pairs, scores);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `out[g, i, l] += sum over p < seen[i] of weights[i, p] * values[start + p, 32 * g + l]`; other weights are 0.
+    pub(in crate::ops) fn blend(
+        &self,
+        head: usize,
+        start: usize,
+        weights: &[[f32; BLOCK]],
+        seen: &[usize],
+        out: &mut [[[f32; LANES]; QUERIES]],
+    ) {
+        debug_assert_eq!(self.side, KvSide::Values);
+        let block = self.block(head, start);
+        let last = seen.iter().copied().max().unwrap_or(0);
+        let tiles = block.chunks_exact(block.len() / out.len()).zip(out);
+        let tiles = tiles.map(|(lines, out)| (lines, &mut out[..weights.len()]));
+        match self.ty {
+            KvType::F16 => tiles.for_each(|(lines, out)| {
+                Kernels::best().halves(&lines[..last], weights.as_flattened(), out);
+            }),
+            KvType::Q8_0 => {
+                let most = magnitudes(weights);
+                for (lines, out) in tiles {
+                    let (scales, lines) = lines.split_at(BLOCK / LANES);
+                    let (mut x, mut d) = ([[0; BLOCK]; QUERIES], most);
+                    round_weights(weights, seen, &halves(scales), &mut x, &mut d);
+                    let pairs = Pairs {
+                        lines: &lines[..last.div_ceil(2)],
+                        scales: &[1.0; LANES],
+                        x: x[..weights.len()].as_flattened().as_chunks().0,
+                        d: &d,
+                    };
+                    Kernels::best().pairs(&pairs, out);
+                }
+            }
+        }
+    }
+}
+
+/// The halves in `lines`.
+fn halves<const N: usize>(lines: &[Line]) -> [f32; N] {
+    let mut wide = [0.0; N];
+    Kernels::best().widen(lines.as_flattened(), &mut wide);
+    wide
+}
+
+/// Queries in the form that keys are multiplied with.
+pub(in crate::ops) struct Queries {
+    count: usize,
+    width: usize,
+    /// `[count, width]`, heads filled up with zeros to a multiple of 32.
+    values: [f32; QUERIES * MAX_HEAD_DIM],
+    /// `[groups, count, 16]` pairs: 15 bits and a sign, beside which the keys' 8 bits are what counts.
+    q: [[i16; 2]; QUERIES * MAX_HEAD_DIM / 2],
+    /// `[groups, count]` scales.
+    d: [[f32; QUERIES]; MAX_HEAD_DIM / GROUP],
+}
+
+impl Queries {
+    /// Of at most [`QUERIES`] heads, each multiplied with `scale`.
+    pub(in crate::ops) fn new<'a>(
+        keys: &KvTensor,
+        heads: impl ExactSizeIterator<Item = &'a [f32]>,
+        scale: f32,
+    ) -> Queries {
+        let (count, width) = (heads.len(), groups(keys.head_dim) * GROUP);
+        let mut queries = Queries {
+            count,
+            width,
+            values: [0.0; QUERIES * MAX_HEAD_DIM],
+            q: [[0; 2]; QUERIES * MAX_HEAD_DIM / 2],
+            d: [[0.0; QUERIES]; MAX_HEAD_DIM / GROUP],
+        };
+        for (to, head) in queries.values.chunks_exact_mut(width).zip(heads) {
+            for (to, value) in to.iter_mut().zip(head) {
+                *to = value * scale;
+            }
+        }
+        if keys.ty == KvType::Q8_0 {
+            queries.round();
+        }
+        queries
+    }
+
+    fn round(&mut self) {
+        for (i, values) in self.values.chunks_exact(self.width).take(self.count).enumerate() {
+            for (g, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+                let (inverse, d) = fifteen_bits(magnitude(values));
+                self.d[g][i] = d;
+                let q = &mut self.q[(g * self.count + i) * GROUP / 2..][..GROUP / 2];
+                round_all(values, inverse, q.as_flattened_mut());
+            }
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.values[..self.count * self.width]
+    }
+
+    /// `[count, 16]` pairs of group `g`.
+    fn q(&self, g: usize) -> &[[i16; 2]] {
+        let len = self.count * GROUP / 2;
+        &self.q[g * len..][..len]
+    }
+}
+
+/// What brings values of magnitude `most` to 15 bits and a sign, and what brings them back, where not a number shows.
+#[inline(always)]
+fn fifteen_bits(most: f32) -> (f32, f32) {
+    let inverse = f32::from(i16::MAX) / most;
+    (if inverse.is_finite() { inverse } else { 0.0 }, most / f32::from(i16::MAX))
+}
+
+/// The greatest magnitude; not a number is above all.
+#[inline(always)]
+fn magnitude(values: &[f32]) -> f32 {
+    // As integers, magnitudes order as they do as floats.
+    f32::from_bits(values.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)))
+}
+
+/// `x` of at most 15 bits to the nearest integer.
+#[inline(always)]
+fn rounded(x: f32) -> i16 {
+    /// Beside it, the low bits of a sum are the integer.
+    const ROUND: f32 = 12_582_912.0;
+    (x + ROUND).to_bits() as i16
+}
+
+multiversion! {
+    /// The greatest magnitude of each query's weights.
+    fn magnitudes(weights: &[[f32; BLOCK]]) -> [f32; QUERIES] {
+        let mut most = [0.0; QUERIES];
+        for (most, weights) in most.iter_mut().zip(weights) {
+            *most = magnitude(weights);
+        }
+        most
+    }
+
+    /// `weights[i, p] * scales[p]` as `q[i, p] * d[i]`: the greatest weight, which `d` is at first, at the greatest scale that the
+    /// query sees gets 15 bits.
+    fn round_weights(
+        weights: &[[f32; BLOCK]],
+        seen: &[usize],
+        scales: &[f32; BLOCK],
+        q: &mut [[i16; BLOCK]; QUERIES],
+        d: &mut [f32; QUERIES],
+    ) {
+        let (mut inverse, mut most) = ([0.0; QUERIES], [0.0; QUERIES]);
+        for (i, seen_now) in seen.iter().enumerate() {
+            let same = i > 0 && seen[i - 1] == *seen_now;
+            most[i] = if same { most[i - 1] } else { magnitude(&scales[..*seen_now]) };
+        }
+        for ((inverse, d), most) in inverse.iter_mut().zip(d).zip(most) {
+            (*inverse, *d) = fifteen_bits(*d * most);
+        }
+        for ((q, weights), inverse) in q.iter_mut().zip(weights).zip(inverse) {
+            for ((q, weight), scale) in q.iter_mut().zip(weights).zip(scales) {
+                // Nothing, too, of what is not a number: where it is seen, `d` is none either.
+                *q = rounded((weight * scale * inverse).max(0.0));
+            }
+        }
+    }
+
+    fn round_all(values: &[f32; GROUP], inverse: f32, q: &mut [i16]) {
+        for (q, value) in q.iter_mut().zip(values) {
+            *q = rounded(value * inverse);
+        }
+    }
+}
