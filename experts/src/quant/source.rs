@@ -45,8 +45,9 @@ impl<const ROWS: usize> Source<ROWS> {
     pub(super) fn visit(&self, r: usize) -> *const u8 {
         let line = self.ahead.get();
         if line < self.end {
-            // A prefetch of an address that is not mapped does nothing.
-            _mm_prefetch::<_MM_HINT_T0>(line.cast());
+            // Into the second cache: a panel fills the first, where loads would wait behind so many requests. A prefetch of
+            // an address that is not mapped does nothing.
+            _mm_prefetch::<_MM_HINT_T1>(line.cast());
             self.ahead.set(line.wrapping_add(64));
         }
         self.row(r)
