@@ -1,5 +1,6 @@
 //! `outrigger bench`: prefill and decode, as fast as this machine runs them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -22,6 +23,9 @@ pub(crate) struct Bench {
     /// Tokens to decode
     #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
     predict: usize,
+    /// Also decode behind so many tokens, in turn with decoding behind the prompt
+    #[arg(short, long, value_name = "N")]
+    depth: Option<usize>,
     /// Repeats; the median counts
     #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
@@ -39,26 +43,37 @@ impl Bench {
     pub(crate) async fn run(self) -> Result<()> {
         let mut config =
             self.placement.config(self.model.model.clone(), &self.model.compute).await?;
-        let needed = self.prompt.max(1) + self.predict + 1;
+        let needed = self.prompt.max(self.depth.unwrap_or(0)).max(1) + self.predict + 1;
         config.context = Some(config.context.unwrap_or(needed));
         if config.context.is_some_and(|context| context < needed) {
-            bail!("-p {} and -n {} need a context of {needed}", self.prompt, self.predict);
+            bail!("so many tokens need a context of {needed}");
         }
         let threads = config.threads;
         let engine = open(config).await?;
         let progress = bar(u64::from(self.repeats) + 1, "runs");
-        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+        let mut deep = match self.depth {
+            Some(depth) => Some(self.prefill(&engine, depth).await?.0),
+            None => None,
+        };
+        let (mut prefill, mut decode, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=self.repeats {
-            let speed = self.once(&engine).await?;
+            let (mut session, prefilled) = self.prefill(&engine, self.prompt.max(1)).await?;
+            let decoded = self.decode(&mut session).await?;
+            let decoded_deep = match &mut deep {
+                Some(session) => Some(self.decode(session).await?),
+                None => None,
+            };
             progress.inc(1);
             // The first run faults the weights in.
             if run > 0 {
-                prefill.push(speed.0);
-                decode.push(speed.1);
+                prefill.push(prefilled);
+                decode.push(decoded);
+                behind.extend(decoded_deep);
             }
         }
         progress.finish_and_clear();
         let (prefill, decode) = (median(prefill), median(decode));
+        let behind = self.depth.map(|depth| (depth, median(behind)));
         let weight_bytes = engine.sizes().token;
         let gb_per_s = decode * weight_bytes as f64 / 1e9;
         let read = self.bandwidth.then(|| memory_gb_per_s(threads));
@@ -66,6 +81,8 @@ impl Bench {
             true => json!({
                 "prefill_tok_s": prefill,
                 "decode_tok_s": decode,
+                "depth": self.depth,
+                "decode_at_depth_tok_s": behind.map(|(_, speed)| speed),
                 "weight_bytes_per_token": weight_bytes,
                 "gb_per_s": gb_per_s,
                 "memory_gb_per_s": read,
@@ -75,10 +92,15 @@ impl Bench {
             .to_string(),
             false => format!(
                 "prefill {prefill:.1} tok/s ({} tokens), decode {decode:.1} tok/s ({} tokens), {threads} threads, {}\n\
-                 {} of weights a token: {gb_per_s:.1} GB/s{}",
+                 {}{} of weights a token: {gb_per_s:.1} GB/s{}",
                 self.prompt,
                 self.predict,
                 outrigger::cpu_features(),
+                behind.map_or(String::new(), |(depth, speed)| format!(
+                    "decode {speed:.1} tok/s behind {depth} tokens, {:.2} x the time of behind {}\n",
+                    decode / speed,
+                    self.prompt.max(1),
+                )),
                 size(weight_bytes),
                 read.map_or(String::new(), |read| format!(
                     " of the {read:.1} that the memory gives"
@@ -88,21 +110,31 @@ impl Bench {
         Ok(line(report)?)
     }
 
-    /// Prefill and decode speed of one run, tokens a second.
-    async fn once(&self, engine: &std::sync::Arc<Engine>) -> Result<(f64, f64)> {
-        let vocab = engine.spec().n_vocab as u64;
-        let token = |i: usize| (i as u64 * 2_654_435_761 % vocab) as u32;
+    /// A session of `len` tokens, and how many a second it took in.
+    async fn prefill(&self, engine: &Arc<Engine>, len: usize) -> Result<(Session, f64)> {
         let mut session = engine.session(SamplerConfig::greedy())?;
-        let prompt: Vec<u32> = (0..self.prompt.max(1)).map(token).collect();
-        session.push(&prompt)?;
-        let prefill = timed(&mut session).await?;
-        let mut decode = 0.0;
-        for i in 0..self.predict {
-            session.push(&[token(self.prompt + i)])?;
-            decode += timed(&mut session).await?;
-        }
-        Ok((prompt.len() as f64 / prefill, self.predict as f64 / decode.max(1e-9)))
+        let vocab = engine.spec().n_vocab;
+        session.push(&(0..len).map(|i| token(i, vocab)).collect::<Vec<_>>())?;
+        let seconds = timed(&mut session).await?;
+        Ok((session, len as f64 / seconds))
     }
+
+    /// Tokens a second behind those of `session`, which forgets them again.
+    async fn decode(&self, session: &mut Session) -> Result<f64> {
+        let (len, vocab) = (session.len(), session.logits().len());
+        let mut seconds = 0.0;
+        for i in len..len + self.predict {
+            session.push(&[token(i, vocab)])?;
+            seconds += timed(session).await?;
+        }
+        session.truncate(len);
+        Ok(self.predict as f64 / seconds.max(1e-9))
+    }
+}
+
+/// Token `i` of a text that nobody wrote.
+fn token(i: usize, vocab: usize) -> u32 {
+    (i as u64 * 2_654_435_761 % vocab as u64) as u32
 }
 
 /// How fast `threads` threads read memory together.
