@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TlsConnectInfo};
 
 use crate::ServerConfig;
 use crate::metrics::Metrics;
@@ -83,6 +83,12 @@ impl Due {
     fn new(limits: Limits) -> Due {
         let state = State { request: Instant::now() + limits.first_request, answers: Vec::new() };
         Due { state: Arc::new(Mutex::new(state)), limits }
+    }
+
+    /// That of a request's connection, TLS or not.
+    pub(crate) fn of(extensions: &tonic::Extensions) -> Option<&Due> {
+        let secured = || extensions.get::<TlsConnectInfo<Due>>().map(TlsConnectInfo::get_ref);
+        extensions.get().or_else(secured)
     }
 
     /// Tells the connection from the others that are open.

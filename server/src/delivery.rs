@@ -38,7 +38,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let due = request.extensions().get::<Due>().cloned();
+        let due = Due::of(request.extensions()).cloned();
         let answer = self.0.call(request);
         Box::pin(async move {
             let answer = answer.await?;

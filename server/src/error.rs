@@ -1,6 +1,7 @@
 //! Why a server does not start, or stops.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// The result of this crate's operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -70,7 +71,23 @@ pub enum Error {
     /// The compute thread panicked: a bug. Nothing can be answered any more.
     #[error("the compute thread has stopped")]
     ComputeStopped,
-    /// TLS is set up wrongly, or the transport failed.
+    /// A part of the TLS settings is not what it should be.
+    #[error("TLS: {what}: {found}")]
+    Tls {
+        /// Which part.
+        what: &'static str,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// A file of the TLS settings cannot be read.
+    #[error("cannot read {}", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The transport failed.
     #[error("cannot serve")]
     Transport(#[from] tonic::transport::Error),
 }

@@ -24,6 +24,8 @@ mod service;
 mod shard;
 mod stop;
 mod tenants;
+mod tls;
+mod watch;
 
 pub use config::{Compute, ServerConfig};
 pub use error::{Error, Result};
@@ -32,3 +34,4 @@ pub use metrics::{Metrics, serve_metrics};
 pub use serve::{ExpertServer, serve_health};
 pub use stop::stop_signal;
 pub use tenants::Tenants;
+pub use tls::Tls;

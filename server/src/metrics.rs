@@ -43,6 +43,7 @@ pub struct Metrics {
     pub(crate) connections_idle: Counter,
     pub(crate) connections_unread: Counter,
     pub(crate) tokens_stale: Gauge,
+    pub(crate) certificate_stale: Gauge,
     requests: Family<Outcome, Counter>,
     latency: Family<Layer, Histogram, fn() -> Histogram>,
 }
@@ -77,6 +78,7 @@ impl Metrics {
             connections_idle: Counter::default(),
             connections_unread: Counter::default(),
             tokens_stale: Gauge::default(),
+            certificate_stale: Gauge::default(),
             requests: Family::default(),
             // 125 us to 4 s.
             latency: Family::new_with_constructor(|| {
@@ -114,6 +116,9 @@ impl Metrics {
         let help =
             "1 while the file of tokens is of no use, and the last ones that it had stay good";
         all.register("tokens_stale", help, self.tokens_stale.clone());
+        let help =
+            "1 while the files of the certificate are of no use, and the last good ones count";
+        all.register("certificate_stale", help, self.certificate_stale.clone());
         let help = "Forward calls, and any without a good token, by gRPC status: UNAVAILABLE is a \
                     full queue, RESOURCE_EXHAUSTED a quota";
         all.register("requests", help, self.requests.clone());

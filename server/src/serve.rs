@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
-use tonic::transport::{Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -25,6 +25,7 @@ use crate::queue::{self, Queue};
 use crate::service::{Runner, Service};
 use crate::shard::Shard;
 use crate::tenants::{Door, Tenants};
+use crate::tls::Tls;
 use crate::{Compute, Error, Result, ServerConfig};
 
 /// A peer that is silent this long is asked whether it is there ...
@@ -133,23 +134,29 @@ impl ExpertServer {
     /// [`ServerConfig::drain_timeout`].
     ///
     /// # Errors
-    /// [`Error::Transport`] for a bad TLS configuration, [`Error::ComputeStopped`] after a panic.
+    /// [`Error::Transport`] where the listener fails, [`Error::ComputeStopped`] after a panic.
     pub async fn serve<I, IO, E>(
         self,
         incoming: I,
-        tls: Option<ServerTlsConfig>,
+        tls: Option<Tls>,
         shutdown: impl Future<Output = ()>,
     ) -> Result<()>
     where
-        I: Stream<Item = Result<IO, E>>,
+        I: Stream<Item = Result<IO, E>> + Send + 'static,
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
         let drain_timeout = self.drain_timeout;
         let (tenants, metrics) = (self.tenants.clone(), self.metrics.clone());
-        let watching = async {
+        let watching_tenants = async {
             match &tenants {
                 Some(tenants) => tenants.watch(&metrics).await,
+                None => pending().await,
+            }
+        };
+        let watching_tls = async {
+            match &tls {
+                Some(tls) => tls.watch(&metrics).await,
                 None => pending().await,
             }
         };
@@ -161,7 +168,7 @@ impl ExpertServer {
         }
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
-        let (router, compute_ended) = self.router(&health, tls)?;
+        let (router, compute_ended) = self.router(&health)?;
 
         let (told, draining) = oneshot::channel();
         let shutdown = async {
@@ -177,23 +184,28 @@ impl ExpertServer {
                 Err(_) => pending().await,
             }
         };
+        let served = async {
+            match tls.clone() {
+                None => router.serve_with_incoming_shutdown(incoming, shutdown).await,
+                Some(tls) => {
+                    router.serve_with_incoming_shutdown(tls.accept(incoming), shutdown).await
+                }
+            }
+        };
         tokio::select! {
-            served = router.serve_with_incoming_shutdown(incoming, shutdown) => Ok(served?),
+            served = served => Ok(served?),
             () = overdue => {
                 tracing::warn!("work was left after {drain_timeout:?}");
                 Ok(())
             }
             () = compute_ended => Err(Error::ComputeStopped),
-            never = watching => match never {},
+            never = watching_tenants => match never {},
+            never = watching_tls => match never {},
         }
     }
 
     /// All services with their limits, and what resolves when nothing can be computed any more.
-    fn router(
-        self,
-        health: &HealthReporter,
-        tls: Option<ServerTlsConfig>,
-    ) -> Result<(Router, impl Future<Output = ()> + use<>)> {
+    fn router(self, health: &HealthReporter) -> Result<(Router, impl Future<Output = ()> + use<>)> {
         let (request_bytes, reply_bytes) =
             (self.shard.max_message_bytes(), self.shard.max_reply_bytes());
         let metrics = self.metrics;
@@ -219,9 +231,6 @@ impl ExpertServer {
             .http2_max_header_list_size(HEADER_BYTES)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-        if let Some(tls) = tls {
-            server = server.tls_config(tls)?;
-        }
         let router = server
             .add_service(InterceptedService::new(Delivered(experts), door.clone()))
             // Probes have no token.

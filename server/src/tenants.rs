@@ -15,13 +15,11 @@ use tonic::{Request, Status};
 use crate::connection::Due;
 use crate::metrics::Metrics;
 use crate::queue::sent_away;
+use crate::watch::watch;
 use crate::{Error, Result};
 
 /// A shorter token could be guessed.
 const MIN_TOKEN_BYTES: usize = 16;
-
-/// How often a file of tenants is read again.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Those who may ask, each with a bearer token and perhaps a quota.
 #[derive(Clone, Debug)]
@@ -61,23 +59,7 @@ impl Tenants {
     /// Follows the file, if there is one. Never returns.
     pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
         let Some(path) = &self.file else { return pending().await };
-        loop {
-            tokio::time::sleep(LOOK_INTERVAL).await;
-            let (file, was_stale) = (path.display(), metrics.tokens_stale.get() == 1);
-            let fresh = read(path);
-            metrics.tokens_stale.set(fresh.is_err().into());
-            match fresh.map(|fresh| self.adopt(fresh)) {
-                Ok(changed) if changed || was_stale => tracing::info!("{file}: read again"),
-                Err(error) if !was_stale => {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::error!(
-                        error,
-                        "{file}: of no use; the tokens that it had last stay good"
-                    );
-                }
-                _ => {}
-            }
-        }
+        watch(path, &metrics.tokens_stale, || read(path), |fresh| self.adopt(fresh)).await
     }
 
     /// Makes the tenants those of `fresh`; who has not changed keeps its quota as far as it is used up. Whether anything
@@ -221,7 +203,7 @@ pub(crate) struct Door {
 
 impl Interceptor for Door {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(due) = request.extensions().get::<Due>() {
+        if let Some(due) = Due::of(request.extensions()) {
             due.put_off();
         }
         if let Some(tenants) = &self.tenants {

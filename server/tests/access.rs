@@ -13,13 +13,12 @@ use hyper_util::rt::TokioIo;
 use outrigger_experts::Model;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding};
-use outrigger_server::{Compute, ExpertServer, ServerConfig, Tenants, bind};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use outrigger_server::{Compute, ExpertServer, ServerConfig, Tenants};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::StreamExt as _;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -218,52 +217,4 @@ async fn each_request_puts_the_end_off() {
     sleep(Duration::from_secs(20)).await;
     assert_eq!(metric(&metrics, "connections"), 0.0);
     assert_eq!(metric(&metrics, "connections_idle_closed_total"), 1.0);
-}
-
-/// An authority, and the certificates that it signs for `localhost`.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new() -> Authority {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
-    }
-
-    fn identity(&self) -> Identity {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        Identity::from_pem(certificate.pem(), key.serialize_pem())
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn with_an_authority_for_devices_only_its_own_come_in() {
-    let (ours, other) = (Authority::new(), Authority::new());
-    let tls = ServerTlsConfig::new()
-        .identity(ours.identity())
-        .client_ca_root(Certificate::from_pem(&ours.pem));
-    let server = ExpertServer::open(config(&demo())).unwrap();
-    let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
-    tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
-    let call = async |identity: Option<Identity>| {
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ours.pem));
-        let tls = match identity {
-            Some(identity) => tls.identity(identity),
-            None => tls,
-        };
-        let endpoint = Endpoint::from_shared(url.clone()).unwrap().tls_config(tls).unwrap();
-        let mut client = ExpertsClient::new(endpoint.timeout(LONG).connect().await.ok()?);
-        client.describe(DescribeRequest {}).await.ok()
-    };
-    assert!(call(Some(ours.identity())).await.is_some());
-    assert!(call(Some(other.identity())).await.is_none());
-    assert!(call(None).await.is_none());
 }

@@ -5,9 +5,8 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-use outrigger_server::{ExpertServer, ServerConfig};
+use outrigger_server::{ExpertServer, ServerConfig, Tls};
 use tokio::task::JoinHandle;
-use tonic::transport::ServerTlsConfig;
 
 /// A running server; dropping it ends it.
 pub struct LoopbackServer {
@@ -30,7 +29,7 @@ impl LoopbackServer {
     }
 
     /// A server that is configured, over TLS if it is given.
-    pub async fn start_with(config: ServerConfig, tls: Option<ServerTlsConfig>) -> LoopbackServer {
+    pub async fn start_with(config: ServerConfig, tls: Option<Tls>) -> LoopbackServer {
         let server = ExpertServer::open(config).expect("the model opens");
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");

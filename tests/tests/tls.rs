@@ -1,9 +1,9 @@
 //! TLS between device and server.
 
 use outrigger::{EngineConfig, TlsIdentity};
+use outrigger_server::Tls;
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{first_token, fixtures, quarter};
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 /// A certificate for `localhost` that vouches for itself, and its key, as PEM.
 fn certificate() -> (String, String) {
@@ -33,7 +33,7 @@ async fn first_coverage_as(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_server_that_proves_who_it_is_is_asked() {
     let (certificate_pem, key) = certificate();
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(&certificate_pem, key));
+    let tls = Tls::from_pem(certificate_pem.as_bytes(), key.as_bytes(), None).expect("they fit");
     let config = LoopbackServer::config(&fixtures::demo_model());
     let server = LoopbackServer::start_with(config, Some(tls)).await;
     let port = server.address.port();
@@ -51,9 +51,9 @@ async fn only_a_server_that_proves_who_it_is_is_asked() {
 async fn a_device_that_is_asked_who_it_is_shows_its_certificate() {
     let (server_pem, server_key) = certificate();
     let (device_pem, device_key) = certificate();
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(&server_pem, server_key))
-        .client_ca_root(Certificate::from_pem(&device_pem));
+    let authority = Some(device_pem.as_bytes());
+    let tls = Tls::from_pem(server_pem.as_bytes(), server_key.as_bytes(), authority);
+    let tls = tls.expect("they fit");
     let config = LoopbackServer::config(&fixtures::demo_model());
     let server = LoopbackServer::start_with(config, Some(tls)).await;
     let port = server.address.port();

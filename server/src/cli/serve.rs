@@ -10,13 +10,12 @@ use anyhow::Context as _;
 use clap::Args;
 use outrigger_experts::Budget;
 use outrigger_server::{
-    ExpertServer, ServerConfig, Tenants, bind, check_exposure, serve_health, serve_metrics,
+    ExpertServer, ServerConfig, Tenants, Tls, bind, check_exposure, serve_health, serve_metrics,
     stop_signal,
 };
 use tokio::net::TcpListener;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
-use super::{LogForm, read, start_logs};
+use super::{LogForm, start_logs};
 
 /// Serve experts of a model
 #[derive(Debug, Args)]
@@ -39,7 +38,7 @@ pub(crate) struct Serve {
     /// Memory for experts, as 2GiB or 40%; others are read from the file when needed
     #[arg(long, value_name = "SIZE|PCT", default_value = "100%")]
     expert_cache: Budget,
-    /// The certificate chain (PEM) to serve TLS with
+    /// The certificate chain (PEM) to serve TLS with; it, the key and the authority are read again when they change
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The private key (PEM) of the certificate
@@ -123,14 +122,10 @@ impl Serve {
         Ok(())
     }
 
-    fn tls(&self) -> anyhow::Result<Option<ServerTlsConfig>> {
+    fn tls(&self) -> anyhow::Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
-        let identity = Identity::from_pem(read(cert)?, read(key)?);
-        let tls = ServerTlsConfig::new().identity(identity);
-        Ok(Some(match &self.tls_client_ca {
-            Some(ca) => tls.client_ca_root(Certificate::from_pem(read(ca)?)),
-            None => tls,
-        }))
+        let tls = Tls::read(cert, key, self.tls_client_ca.as_deref());
+        Ok(Some(tls.with_context(|| format!("cannot use {}", cert.display()))?))
     }
 
     fn config(self) -> anyhow::Result<ServerConfig> {

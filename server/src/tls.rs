@@ -1,0 +1,178 @@
+//! TLS: the server's certificate and, for mutual TLS, the authority of the devices' certificates.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, RootCertStore};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::{Stream, StreamExt as _};
+
+use crate::metrics::Metrics;
+use crate::watch::watch;
+use crate::{Error, Result};
+
+/// What the server shows to devices, and what it asks them for.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    now: Arc<RwLock<Settings>>,
+    files: Option<Files>,
+}
+
+/// As PEM, beside what they come to.
+#[derive(Clone, Debug)]
+struct Settings {
+    pem: Pem,
+    config: Arc<rustls::ServerConfig>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug)]
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    client_ca: Option<PathBuf>,
+}
+
+impl Tls {
+    /// From PEM: a certificate chain, its key and, if devices must show certificates too, the authority of those.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] for what is no PEM of its kind, or a key that is not the certificate's.
+    pub fn from_pem(certificate: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Tls> {
+        let (certificate, key) = (certificate.to_vec(), key.to_vec());
+        let pem = Pem { certificate, key, client_ca: client_ca.map(<[u8]>::to_vec) };
+        Ok(Tls { now: Arc::new(RwLock::new(Settings::new(pem)?)), files: None })
+    }
+
+    /// As [`Tls::from_pem`], from files, which are read again every 2 s while a server serves: connections from then on see what they
+    /// have. Files that cannot be used change nothing.
+    ///
+    /// # Errors
+    /// [`Error::TlsFile`] for one that cannot be read, and those of [`Tls::from_pem`].
+    pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls> {
+        let (certificate, key) = (certificate.to_owned(), key.to_owned());
+        let files = Files { certificate, key, client_ca: client_ca.map(Path::to_owned) };
+        let now = Arc::new(RwLock::new(Settings::new(files.read()?)?));
+        Ok(Tls { now, files: Some(files) })
+    }
+
+    /// Follows the files, if there are any. Never returns.
+    pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
+        let Some(files) = &self.files else { return pending().await };
+        let read = || Settings::new(files.read()?);
+        let adopt = |fresh: Settings| {
+            let mut now = self.now.write().expect("nothing panics under this lock");
+            let changed = now.pem != fresh.pem;
+            *now = fresh;
+            changed
+        };
+        watch(&files.certificate, &metrics.certificate_stale, read, adopt).await
+    }
+
+    /// The connections of `incoming` that came to terms, handshakes side by side.
+    pub(crate) fn accept<IO, E>(
+        self,
+        incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
+    ) -> impl Stream<Item = Result<TlsStream<IO>, E>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        E: Send + 'static,
+    {
+        let (shaken, accepted) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            let mut incoming = std::pin::pin!(incoming);
+            let mut handshakes = JoinSet::new();
+            while !shaken.is_closed() {
+                tokio::select! {
+                    next = incoming.next() => match next {
+                        Some(Ok(io)) => { handshakes.spawn(self.acceptor().accept(io)); }
+                        Some(Err(error)) => { let _ = shaken.send(Err(error)).await; }
+                        None => break,
+                    },
+                    Some(Ok(done)) = handshakes.join_next() => match done {
+                        // Nobody takes it where the server has ended.
+                        Ok(io) => { let _ = shaken.send(Ok(io)).await; }
+                        Err(error) => tracing::debug!(%error, "no TLS with a peer"),
+                    },
+                    () = shaken.closed() => break,
+                }
+            }
+        });
+        tokio_stream::wrappers::ReceiverStream::new(accepted)
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let now = self.now.read().expect("nothing panics under this lock");
+        TlsAcceptor::from(now.config.clone())
+    }
+}
+
+impl Files {
+    fn read(&self) -> Result<Pem> {
+        let read = |path: &PathBuf| {
+            let file = |source| Error::TlsFile { path: path.clone(), source };
+            std::fs::read(path).map_err(file)
+        };
+        Ok(Pem {
+            certificate: read(&self.certificate)?,
+            key: read(&self.key)?,
+            client_ca: self.client_ca.as_ref().map(read).transpose()?,
+        })
+    }
+}
+
+impl Settings {
+    fn new(pem: Pem) -> Result<Settings> {
+        let of = |what| move |error: rustls::Error| Error::Tls { what, found: error.to_string() };
+        let chain = certificates(&pem.certificate, "the certificate")?;
+        let key = PrivateKeyDer::from_pem_slice(&pem.key)
+            .map_err(|error| Error::Tls { what: "the key", found: error.to_string() })?;
+        let provider = Arc::new(ring::default_provider());
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .expect("the provider knows them");
+        let builder = match &pem.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                const WHAT: &str = "the devices' authority";
+                let mut roots = RootCertStore::empty();
+                for certificate in certificates(authority, WHAT)? {
+                    roots.add(certificate).map_err(of(WHAT))?;
+                }
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+                let found = |error: rustls::server::VerifierBuilderError| error.to_string();
+                builder.with_client_cert_verifier(
+                    verifier.map_err(|error| Error::Tls { what: WHAT, found: found(error) })?,
+                )
+            }
+        };
+        let mut config = builder.with_single_cert(chain, key).map_err(of("the certificate"))?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Settings { pem, config: Arc::new(config) })
+    }
+}
+
+/// At least one.
+fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(Error::Tls { what, found: "no certificate in it".to_owned() }),
+        Err(error) => Err(Error::Tls { what, found: error.to_string() }),
+    }
+}

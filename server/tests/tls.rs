@@ -1,0 +1,121 @@
+//! TLS: who proves who it is to whom, and certificates that change.
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use outrigger_proto::v1::DescribeRequest;
+use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_server::{ExpertServer, Tls, bind};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+/// An authority, and the certificates that it signs for `localhost`.
+struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// A certificate and its key.
+    fn pair(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn identity(&self) -> Identity {
+        let (certificate, key) = self.pair();
+        Identity::from_pem(certificate, key)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_an_authority_for_devices_only_its_own_come_in() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let (certificate, key) = ours.pair();
+    let authority = Some(ours.pem.as_bytes());
+    let tls = Tls::from_pem(certificate.as_bytes(), key.as_bytes(), authority).unwrap();
+    let server = ExpertServer::open(config(&demo())).unwrap();
+    let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
+    tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
+    let call = async |identity: Option<Identity>| {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&ours.pem));
+        let tls = match identity {
+            Some(identity) => tls.identity(identity),
+            None => tls,
+        };
+        let endpoint = Endpoint::from_shared(url.clone()).unwrap().tls_config(tls).unwrap();
+        let mut client = ExpertsClient::new(endpoint.timeout(LONG).connect().await.ok()?);
+        client.describe(DescribeRequest {}).await.ok()
+    };
+    assert!(call(Some(ours.identity())).await.is_some());
+    assert!(call(Some(other.identity())).await.is_none());
+    assert!(call(None).await.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_and_a_broken_one_is_not() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let directory = tempfile::tempdir().unwrap();
+    let (cert, key) = (directory.path().join("tls.crt"), directory.path().join("tls.key"));
+    let write = |(certificate, its_key): (String, String)| {
+        std::fs::write(&cert, certificate).unwrap();
+        std::fs::write(&key, its_key).unwrap();
+    };
+    write(old.pair());
+    let tls = Tls::read(&cert, &key, None).unwrap();
+    let server = ExpertServer::open(config(&demo())).unwrap();
+    let metrics = server.metrics();
+    let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
+    tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
+    let connects = async |authority: &Authority| {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority.pem));
+        let endpoint = Endpoint::from_shared(url.clone()).unwrap().tls_config(tls).unwrap();
+        endpoint.timeout(LONG).connect().await.is_ok()
+    };
+    assert!(connects(&old).await && !connects(&new).await);
+
+    // The key of another certificate: half of a renewal, or an accident.
+    std::fs::write(&key, new.pair().1).unwrap();
+    eventually(|| metric(&metrics, "certificate_stale") == 1.0).await;
+    assert!(connects(&old).await);
+
+    write(new.pair());
+    eventually(|| metric(&metrics, "certificate_stale") == 0.0).await;
+    assert!(connects(&new).await && !connects(&old).await);
+}
+
+async fn eventually(done: impl Fn() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, waiting).await.expect("it comes");
+}
+
+#[test]
+fn what_is_no_certificate_is_named() {
+    let (certificate, key) = Authority::new().pair();
+    let (certificate, key) = (certificate.as_bytes(), key.as_bytes());
+    let error = |cert, key, ca| Tls::from_pem(cert, key, ca).unwrap_err().to_string();
+    assert_eq!(error(b"", key, None), "TLS: the certificate: no certificate in it");
+    assert!(error(certificate, b"", None).starts_with("TLS: the key: "));
+    let strange = error(certificate, key, Some(b"-----BEGIN"));
+    assert!(strange.starts_with("TLS: the devices' authority: "), "{strange}");
+    let (_, another) = Authority::new().pair();
+    assert!(error(certificate, another.as_bytes(), None).starts_with("TLS: the certificate: "));
+}
