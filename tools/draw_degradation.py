@@ -71,8 +71,8 @@ def quality_series(settings, standins):
     yield "cache, rerouted", cached("reroute", 0), ORANGE, "D", (7, -3, "left")
     yield "cache, left out", cached("leave-out", 0), RED, "v", (7, 5, "left")
     yield "affine maps", every("affine map, int8"), PURPLE, "^", (8, 0, "left")
-    yield "blocks, nearest", every("blocks of 32, nearest"), GREY, "P", (7, 3, "left")
-    yield "vectors, nearest", every("vectors, nearest"), GREY, "x", (7, 4, "left")
+    yield "blocks, nearest", every("blocks of 32, nearest"), GREY, "P", (7, -9, "left")
+    yield "vectors, nearest", every("vectors, nearest"), GREY, "x", (7, -5, "left")
 
 
 def draw_quality(settings, standins):
