@@ -71,8 +71,8 @@ def quality_series(settings, standins):
     yield "cache, rerouted", cached("reroute", 0), ORANGE, "D", (7, -3, "left")
     yield "cache, left out", cached("leave-out", 0), RED, "v", (7, 5, "left")
     yield "affine maps", every("affine map, int8"), PURPLE, "^", (8, 0, "left")
-    yield "blocks, nearest", every("blocks of 32, nearest"), GREY, "P", (7, 3, "left")
-    yield "vectors, nearest", every("vectors, nearest"), GREY, "x", (7, 4, "left")
+    yield "blocks, nearest", every("blocks of 32, nearest"), GREY, "P", (7, -9, "left")
+    yield "vectors, nearest", every("vectors, nearest"), GREY, "x", (7, -5, "left")
 
 
 def draw_quality(settings, standins):
@@ -101,9 +101,9 @@ def draw_prior(settings):
     figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.6), layout="constrained")
     missed, given = "expert calls that miss, %", "expert calls given to another expert, %"
     absent = {"elsewhere": "absent"}
-    below, above, beside, before = ((0, -13), "left"), ((0, 8), "left"), ((10, 2), "left"), ((-9, 0), "right")
+    below, above, before = ((0, -13), "left"), ((0, 8), "left"), ((-9, 0), "right")
     curves = [("absent, left out", {**absent, "policy": "leave-out", "standins": 0}, misses, missed, (below, above)),
-              ("absent, stand-ins of 8 %", {**absent, "standins": 8}, misses, missed, (beside, above)),
+              ("absent, stand-ins of 8 %", {**absent, "standins": 8}, misses, missed, (below, above)),
               ("in a local file", {"elsewhere": "cold"}, swapped, given, (before, before))]  # fmt: skip
     for panel, (title, wanted, share, label, names) in zip(panels, curves):
         caches = ((25, BLUE, "o", (-4, 6)), (50, RED, "s", (4, -11)))

@@ -51,8 +51,9 @@ impl Curve {
     }
 }
 
-/// Between and beyond two measured codes: a power of the codebooks' own distortion. On the demo model that is within
-/// a third of what is measured at every other code.
+/// Between and beyond two measured codes: a power of the codebooks' own distortion. On a sample of the demo model's
+/// experts that is within a third of the median of what is measured at every other code. Single experts are at 0.7 to
+/// 1.6 of it, and coded inputs of two weights a code, where little is left to lose, at up to 2.8.
 fn interpolate(points: &[(u8, f64)], dim: u8) -> f64 {
     let [(a, at_a), (b, at_b)] = *points else { unreachable!("two codes are measured") };
     let log = |dim| GgmlType::Vq(dim).gaussian_distortion().ln();

@@ -15,8 +15,9 @@ use crate::quant::vq::{DIMS, SCALE_BYTES, SIZE, STEPS, codebook, row_bytes};
 const DAMPING: f32 = 0.01;
 /// Rows that pass over the factor together: it is read from memory, a few rows' errors stay in the cache.
 const ROWS: usize = 16;
-/// By [`DIMS`]: a row's scale over its standard deviation. Making up for errors widens what is coded; measured on the
-/// demo model.
+/// By [`DIMS`]: a row's scale over its standard deviation. Making up for errors widens what is coded. The least is
+/// flat: on a sample of the demo model's experts 0.1 more for inputs of long codes, or 0.1 less for outputs, gains 4 %
+/// of the error at most.
 const WIDENING: [f32; 8] = [1.05, 1.1, 1.1, 1.15, 1.17, 1.22, 1.25, 1.3];
 
 /// Codes rows for inputs of given moments.
