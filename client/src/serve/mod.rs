@@ -5,6 +5,7 @@
 //! it was made of (`made`).
 
 mod answer;
+mod counts;
 mod door;
 mod error;
 mod fields;
@@ -30,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use self::counts::Counts;
 pub use self::door::ApiKey;
 use self::door::Door;
 use self::patient::Patient;
@@ -147,6 +149,7 @@ fn service(engine: Arc<Engine>, config: ServeConfig) -> Service {
             seed: config.seed,
         },
         body_timeout: config.request_timeout,
+        counts: Counts::new(),
         started: answer::now(),
         engine,
     }

@@ -12,9 +12,10 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
+use super::counts::Counts;
 use super::door::Door;
 use super::error::ApiError;
 use super::generate::{Event, Job};
@@ -37,16 +38,19 @@ pub(super) struct Service {
     pub(super) rules: Rules,
     /// How long a body may take to come.
     pub(super) body_timeout: Duration,
+    pub(super) counts: Counts,
     pub(super) started: u64,
 }
 
 impl Service {
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Reply> {
+        let begun = Instant::now();
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.route(request).await.unwrap_or_else(|error| {
             tracing::debug!(?error, "refused");
             error.response()
         });
+        self.counts.answer(&path, response.status(), begun.elapsed());
         tracing::info!(%method, path, status = response.status().as_u16());
         response
     }
@@ -65,7 +69,10 @@ impl Service {
             _ if request.method() != expected => Err(wrong_method(request.method(), expected)),
             (Some(endpoint), _) => self.complete(endpoint, request.into_body()).await,
             (None, "/health") => ok(&json!({ "status": "ok" })),
-            (None, "/metrics") => Ok(Reply::text(StatusCode::OK, METRICS, self.engine.metrics())),
+            (None, "/metrics") => {
+                let text = self.counts.text(&self.engine.metrics());
+                Ok(Reply::text(StatusCode::OK, METRICS, text))
+            }
             (None, "/v1/models") => ok(&json!({ "object": "list", "data": [self.model()] })),
             (None, path) => match path.strip_prefix("/v1/models/") {
                 Some(name) if name == self.rules.model => ok(&self.model()),

@@ -169,4 +169,16 @@ async fn models_health_and_metrics_are_told() {
     assert_eq!(served.get("/health").await.json(), json!({ "status": "ok" }));
     served.complete(PROMPT, json!({ "max_tokens": 5 })).await.json();
     assert_eq!(served.tokens().await, 5);
+
+    let metrics = served.get("/metrics").await.text();
+    for line in [
+        r#"outrigger_http_requests_total{path="/v1/completions",status="200"} 1"#,
+        r#"outrigger_http_requests_total{path="/v1/models",status="200"} 1"#,
+        r#"outrigger_http_requests_total{path="other",status="404"} 1"#,
+        r#"outrigger_http_answer_seconds_count{path="/v1/completions"} 1"#,
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+    assert_eq!(metrics.matches("# EOF").count(), 1, "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "{metrics}");
 }
