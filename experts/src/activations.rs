@@ -296,6 +296,13 @@ multiversion! {
     }
 }
 
+/// The greatest magnitude; not a number is above all, so that it is not lost.
+#[inline(always)]
+pub(crate) fn magnitude(values: &[f32]) -> f32 {
+    // As integers, magnitudes order as they do as floats.
+    f32::from_bits(values.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)))
+}
+
 /// `scale(greatest magnitude)` gives a block's scale and its inverse.
 #[inline(always)]
 fn quantize_blocks<const LEN: usize>(
@@ -308,9 +315,7 @@ fn quantize_blocks<const LEN: usize>(
     let blocks = x.as_chunks::<LEN>().0.iter().zip(q.as_chunks_mut::<LEN>().0);
     let blocks = blocks.zip(sums.chunks_exact_mut(LEN / SUM_LEN)).zip(d);
     for (((x, q), sums), d) in blocks {
-        // As integers, magnitudes order as they do as floats, and NaN is above all: it is not lost.
-        let most = x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff));
-        let most = f32::from_bits(most);
+        let most = magnitude(x);
         let (scale, inverse) = scale(most);
         if !(most.is_finite() && inverse.is_finite()) {
             // All zero (or next to it), or not a number, which must show in every product.
@@ -331,6 +336,6 @@ fn quantize_blocks<const LEN: usize>(
 
 /// `nearest_int` of `ggml-quants.c`: halves to even, for magnitudes below 2^22.
 #[inline(always)]
-fn nearest(x: f32) -> i32 {
+pub(crate) fn nearest(x: f32) -> i32 {
     ((x + 12_582_912.0).to_bits() as i32 & 0x007f_ffff) - 0x0040_0000
 }

@@ -73,11 +73,17 @@ impl Tls {
     /// Follows the files, if there are any. Never returns.
     pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
         let Some(files) = &self.files else { return pending().await };
-        let read = || Settings::new(files.read()?);
-        let adopt = |fresh: Settings| {
-            let mut now = self.now.write().expect("nothing panics under this lock");
-            let changed = now.pem != fresh.pem;
-            *now = fresh;
+        // The same files keep their settings, and with them the sessions that devices may resume.
+        let read = || {
+            let pem = files.read()?;
+            let known = self.now.read().expect("nothing panics under this lock").pem == pem;
+            if known { Ok(None) } else { Settings::new(pem).map(Some) }
+        };
+        let adopt = |fresh: Option<Settings>| {
+            let changed = fresh.is_some();
+            if let Some(fresh) = fresh {
+                *self.now.write().expect("nothing panics under this lock") = fresh;
+            }
             changed
         };
         watch(&files.certificate, &metrics.certificate_stale, read, adopt).await
@@ -137,10 +143,9 @@ impl Files {
 
 impl Settings {
     fn new(pem: Pem) -> Result<Settings> {
-        let of = |what| move |error: rustls::Error| Error::Tls { what, found: error.to_string() };
         let chain = certificates(&pem.certificate, "the certificate")?;
-        let key = PrivateKeyDer::from_pem_slice(&pem.key)
-            .map_err(|error| Error::Tls { what: "the key", found: error.to_string() })?;
+        let key =
+            PrivateKeyDer::from_pem_slice(&pem.key).map_err(|error| wrong("the key", error))?;
         let provider = Arc::new(ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -151,17 +156,15 @@ impl Settings {
                 const WHAT: &str = "the devices' authority";
                 let mut roots = RootCertStore::empty();
                 for certificate in certificates(authority, WHAT)? {
-                    roots.add(certificate).map_err(of(WHAT))?;
+                    roots.add(certificate).map_err(|error| wrong(WHAT, error))?;
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                let found = |error: rustls::server::VerifierBuilderError| error.to_string();
-                builder.with_client_cert_verifier(
-                    verifier.map_err(|error| Error::Tls { what: WHAT, found: found(error) })?,
-                )
+                builder.with_client_cert_verifier(verifier.map_err(|error| wrong(WHAT, error))?)
             }
         };
-        let mut config = builder.with_single_cert(chain, key).map_err(of("the certificate"))?;
+        let config = builder.with_single_cert(chain, key);
+        let mut config = config.map_err(|error| wrong("the certificate", error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Settings { pem, config: Arc::new(config) })
     }
@@ -172,7 +175,11 @@ fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'st
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(Error::Tls { what, found: "no certificate in it".to_owned() }),
-        Err(error) => Err(Error::Tls { what, found: error.to_string() }),
+        Ok(_) => Err(wrong(what, "no certificate in it")),
+        Err(error) => Err(wrong(what, error)),
     }
+}
+
+fn wrong(what: &'static str, found: impl std::fmt::Display) -> Error {
+    Error::Tls { what, found: found.to_string() }
 }

@@ -50,7 +50,6 @@ impl Bench {
         }
         let threads = config.threads;
         let engine = open(config).await?;
-        let vocab = engine.spec().n_vocab;
         let progress = bar(u64::from(self.repeats) + 1, "runs");
         let mut deep = match self.depth {
             Some(depth) => Some(self.prefill(&engine, depth).await?.0),
@@ -59,9 +58,9 @@ impl Bench {
         let (mut prefill, mut decode, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=self.repeats {
             let (mut session, prefilled) = self.prefill(&engine, self.prompt.max(1)).await?;
-            let decoded = self.decode(&mut session, vocab).await?;
+            let decoded = self.decode(&engine, &mut session).await?;
             let decoded_deep = match &mut deep {
-                Some(session) => Some(self.decode(session, vocab).await?),
+                Some(session) => Some(self.decode(&engine, session).await?),
                 None => None,
             };
             progress.inc(1);
@@ -121,8 +120,8 @@ impl Bench {
     }
 
     /// Tokens a second behind those of `session`, which forgets them again.
-    async fn decode(&self, session: &mut Session, vocab: usize) -> Result<f64> {
-        let len = session.len();
+    async fn decode(&self, engine: &Engine, session: &mut Session) -> Result<f64> {
+        let (len, vocab) = (session.len(), engine.spec().n_vocab);
         let mut seconds = 0.0;
         for i in len..len + self.predict {
             session.push(&[token(i, vocab)])?;

@@ -1,6 +1,7 @@
 //! Queries times keys and weights times values, a block of positions at a time.
 
 use super::{BLOCK, GROUP, KEY_LINES, KvSide, KvTensor, KvType, MAX_HEAD_DIM, groups};
+use crate::activations::{magnitude, nearest};
 use crate::quant::Kernels;
 use crate::quant::isa::multiversion;
 use crate::quant::kv::{LANES, Line, Pairs};
@@ -147,21 +148,6 @@ fn fifteen_bits(most: f32) -> (f32, f32) {
     (if inverse.is_finite() { inverse } else { 0.0 }, most / f32::from(i16::MAX))
 }
 
-/// The greatest magnitude; not a number is above all.
-#[inline(always)]
-fn magnitude(values: &[f32]) -> f32 {
-    // As integers, magnitudes order as they do as floats.
-    f32::from_bits(values.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)))
-}
-
-/// `x` of at most 15 bits to the nearest integer.
-#[inline(always)]
-fn rounded(x: f32) -> i16 {
-    /// Beside it, the low bits of a sum are the integer.
-    const ROUND: f32 = 12_582_912.0;
-    (x + ROUND).to_bits() as i16
-}
-
 multiversion! {
     /// The greatest magnitude of each query's weights.
     fn magnitudes(weights: &[[f32; BLOCK]]) -> [f32; QUERIES] {
@@ -192,14 +178,14 @@ multiversion! {
         for ((q, weights), inverse) in q.iter_mut().zip(weights).zip(inverse) {
             for ((q, weight), scale) in q.iter_mut().zip(weights).zip(scales) {
                 // Nothing, too, of what is not a number: where it is seen, `d` is none either.
-                *q = rounded((weight * scale * inverse).max(0.0));
+                *q = nearest((weight * scale * inverse).max(0.0)) as i16;
             }
         }
     }
 
     fn round_all(values: &[f32; GROUP], inverse: f32, q: &mut [i16]) {
         for (q, value) in q.iter_mut().zip(values) {
-            *q = rounded(value * inverse);
+            *q = nearest(value * inverse) as i16;
         }
     }
 }
