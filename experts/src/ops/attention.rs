@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 
 use super::kv::{BLOCK, KvTensor, MAX_HEAD_DIM, QUERIES, Queries};
-use super::{exp_all, greatest, sum_of};
+use super::{exp, exp_all, greatest, sum_of};
 use crate::pool::{Pool, SharedMut};
 use crate::quant::filled;
 use crate::quant::isa::multiversion;
@@ -94,7 +94,7 @@ fn together(
     let keyed = Queries::new(k, queries.iter().map(|query| query.values), shape.scale);
     let mut room = [const { MaybeUninit::uninit() }; MAX_HEAD_DIM.div_ceil(LANES)];
     let attended = filled(&mut room[..shape.head_dim.div_ceil(LANES)], [[0f32; LANES]; QUERIES]);
-    let (mut most, mut sums) = ([f32::NEG_INFINITY; QUERIES], [0f32; QUERIES]);
+    let (mut most, mut sums) = ([f32::NEG_INFINITY; QUERIES], [[0f32; LANES]; QUERIES]);
     let mut scores = [[[0f32; LANES]; QUERIES]; BLOCK / LANES];
     let (mut weights, mut seen) = ([[0f32; BLOCK]; QUERIES], [0; QUERIES]);
 
@@ -115,6 +115,7 @@ fn together(
     for (i, (query, sum)) in queries.iter().zip(sums).enumerate() {
         // SAFETY: each query's output is its own.
         let out = unsafe { out.slice(query.at, shape.head_dim) };
+        let sum = sum_of(&sum);
         for (out, attended) in out.chunks_mut(LANES).zip(&*attended) {
             for (out, attended) in out.iter_mut().zip(&attended[i]) {
                 *out = attended / sum;
@@ -125,28 +126,40 @@ fn together(
 
 multiversion! {
     /// Scores of what is seen to weights relative to the greatest score so far, the others to 0; returns what earlier weights
-    /// are to be multiplied with. Step by step for all queries, since each step of one waits for the one before.
+    /// are to be multiplied with. Lanes are not added up before the end, and not compared with each other unless one is
+    /// greater than all before, so that no query waits for another.
     fn weigh(
         scores: &mut [[f32; BLOCK]],
         seen: &[usize; QUERIES],
         most: &mut [f32; QUERIES],
-        sums: &mut [f32; QUERIES],
+        sums: &mut [[f32; LANES]; QUERIES],
     ) -> [f32; QUERIES] {
         let mut shrink = [1.0; QUERIES];
         for (i, scores) in scores.iter_mut().enumerate() {
-            scores[seen[i]..].fill(f32::NEG_INFINITY);
-            let now = greatest(scores).max(most[i]);
-            if now != most[i] {
-                shrink[i] = (most[i] - now).exp();
+            if seen[i] < BLOCK {
+                scores[seen[i]..].fill(f32::NEG_INFINITY);
+            }
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for scores in scores.as_chunks::<LANES>().0 {
+                for (lane, score) in lanes.iter_mut().zip(scores) {
+                    *lane = if score > lane { *score } else { *lane };
+                }
+            }
+            if lanes.iter().fold(false, |above, lane| above | (*lane > most[i])) {
+                let now = greatest(&lanes);
+                shrink[i] = exp(most[i] - now);
+                sums[i].iter_mut().for_each(|sum| *sum *= shrink[i]);
                 most[i] = now;
             }
-        }
-        for (scores, most) in scores.iter_mut().zip(&*most) {
-            exp_all(scores, *most);
-        }
-        for (i, scores) in scores.iter_mut().enumerate() {
-            scores[seen[i]..].fill(0.0);
-            sums[i] = sums[i] * shrink[i] + sum_of(scores);
+            exp_all(scores, most[i]);
+            if seen[i] < BLOCK {
+                scores[seen[i]..].fill(0.0);
+            }
+            for weights in scores.as_chunks::<LANES>().0 {
+                for (sum, weight) in sums[i].iter_mut().zip(weights) {
+                    *sum += weight;
+                }
+            }
         }
         shrink
     }

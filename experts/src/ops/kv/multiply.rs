@@ -56,10 +56,10 @@ impl KvTensor {
                 Kernels::best().halves(&lines[..last], weights.as_flattened(), out);
             }),
             KvType::Q8_0 => {
-                let most = magnitudes(weights);
+                let (most, mut x) = (magnitudes(weights), [[0; BLOCK]; QUERIES]);
                 for (lines, out) in tiles {
                     let (scales, lines) = lines.split_at(BLOCK / LANES);
-                    let (mut x, mut d) = ([[0; BLOCK]; QUERIES], most);
+                    let mut d = most;
                     round_weights(weights, seen, &halves(scales), &mut x, &mut d);
                     let pairs = Pairs {
                         lines: &lines[..last.div_ceil(2)],
