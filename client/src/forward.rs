@@ -1,6 +1,6 @@
 //! The forward pass, as the papers write it: embed, attend, experts, read out.
 
-use outrigger_experts::ops::{self, Attention, attend};
+use outrigger_experts::ops::{self, Attention, AttentionScratch, attend};
 use outrigger_experts::{
     Activations, LayerTensors, ModelSpec, Tensor, dequantize, matmul, matmul_many,
 };
@@ -25,6 +25,7 @@ pub(crate) struct Scratch {
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
+    parts: AttentionScratch,
     /// Attention's output, `[rows, heads * head_dim]`.
     attended: Vec<f32>,
     attended_acts: Activations,
@@ -41,6 +42,7 @@ impl Scratch {
             q: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
+            parts: AttentionScratch::default(),
             attended: Vec::new(),
             attended_acts: Activations::new(spec.n_heads * spec.head_dim),
             moe: MoeScratch::default(),
@@ -148,7 +150,8 @@ impl Forward<'_> {
         self.norm(&small.attn_norm);
         self.project(tensors, small);
         let spec = &self.engine.model.spec;
-        let Scratch { positions, x, h, q, k, v, attended, attended_acts, .. } = &mut *self.scratch;
+        let Scratch { positions, x, h, q, k, v, parts, attended, attended_acts, .. } =
+            &mut *self.scratch;
         for (values, weight) in [(&mut *q, &small.q_norm), (&mut *k, &small.k_norm)] {
             if let Some(weight) = weight {
                 norm_groups(values, weight, spec.norm_eps, h);
@@ -166,7 +169,15 @@ impl Forward<'_> {
             head_dim: spec.head_dim,
             scale: 1.0 / (spec.head_dim as f32).sqrt(),
         };
-        attend(&self.engine.pool, &attention, q, &kv.keys, &kv.values, positions, attended);
+        attend(
+            &self.engine.pool,
+            &attention,
+            q,
+            (&kv.keys, &kv.values),
+            positions,
+            parts,
+            attended,
+        );
         attended_acts.set(attended);
         multiply(self.engine, &tensors.o, attended_acts, h);
         ops::add(h, x);

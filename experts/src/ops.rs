@@ -5,7 +5,7 @@ mod kv;
 
 use crate::quant::isa::multiversion;
 
-pub use attention::{Attention, attend};
+pub use attention::{Attention, AttentionScratch, attend};
 pub use kv::{KvSide, KvTensor, KvType};
 
 /// Independent sums, which is what lets the compiler vectorise one.

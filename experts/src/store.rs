@@ -207,9 +207,10 @@ impl ExpertStore {
         CacheStats { layers: self.lock().cache.stats().collect() }
     }
 
-    /// What to tell the user if the budget is too small for one token's experts.
+    /// What to tell the user if the budget is too small for one token's experts and others are read from the file.
     pub fn cliff(&self) -> Option<String> {
-        self.lock().cache.cliff()
+        let cliff = self.lock().cache.cliff();
+        cliff.filter(|_| self.elsewhere == Elsewhere::Cold)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Attention over cached keys and values against the formula in f64.
 
-use outrigger_experts::ops::{self, Attention, KvSide, KvTensor, KvType};
+use outrigger_experts::ops::{self, Attention, AttentionScratch, KvSide, KvTensor, KvType};
 use outrigger_experts::{GgmlType, Pool, dequantize, quantize};
 
 fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -49,16 +49,31 @@ fn attention_is_causal_softmax_over_the_cache() {
         [(2, 2, 64), (4, 2, 128), (8, 2, 96), (11, 1, 20), (18, 2, 80)]
     {
         let shape = Attention { n_heads, n_kv_heads, head_dim, scale: 0.7 };
-        for (ty, plain) in [(KvType::F16, GgmlType::F16), (KvType::Q8_0, GgmlType::Q8_0)] {
-            check(&pool, &shape, ty, plain);
+        // Within a block, at its edges, over several; out of order.
+        let positions = [0, 63, 64, 199, 5, 130, 131, 132, 133, 134];
+        for ty in [KvType::F16, KvType::Q8_0] {
+            check(&pool, &shape, ty, &positions);
         }
     }
 }
 
-/// Several rows, and each alone, with keys and values kept as `ty`, the same numbers as `plain`.
-fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
+/// Far enough back that its parts are tasks of their own, with some queries and threads.
+#[test]
+fn a_long_look_back_is_the_same_in_parts() {
+    let pool = Pool::new(2);
+    for (n_heads, n_kv_heads, head_dim) in [(8, 1, 40), (2, 2, 64), (9, 1, 32)] {
+        let shape = Attention { n_heads, n_kv_heads, head_dim, scale: 0.5 };
+        for ty in [KvType::F16, KvType::Q8_0] {
+            check(&pool, &shape, ty, &[0, 63, 64, 1023, 1024, 2047, 4095, 4096, 4200]);
+        }
+    }
+}
+
+/// Several rows, and each alone, with keys and values kept as `ty`; the first rows see 1, 64 and 65 positions.
+fn check(pool: &Pool, shape: &Attention, ty: KvType, positions: &[usize]) {
     let Attention { n_heads, n_kv_heads, head_dim, scale } = *shape;
-    let capacity = 200;
+    let capacity = positions.iter().max().unwrap() + 1;
+    let plain = if ty == KvType::F16 { GgmlType::F16 } else { GgmlType::Q8_0 };
     let cache = |side, seed| {
         let values = noise(n_kv_heads * capacity * head_dim, seed);
         let mut cache = KvTensor::new(side, ty, n_kv_heads, capacity, head_dim);
@@ -69,19 +84,25 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
         (cache, kept(plain, &values, head_dim))
     };
     let ((k, naive_k), (v, naive_v)) = (cache(KvSide::Keys, 8), cache(KvSide::Values, 9));
-    // Within a block, at its edges, over several; out of order.
-    let positions = [0, 63, 64, 199, 5, 130, 131, 132, 133, 134];
     let width = n_heads * head_dim;
     let q: Vec<f32> = noise(positions.len() * width, 10).iter().map(|q| q * 4.0).collect();
     let attend = |pool: &Pool, q: &[f32], positions: &[usize]| {
         let mut out = vec![f32::NAN; q.len()];
-        ops::attend(pool, shape, q, &k, &v, positions, &mut out);
+        ops::attend(
+            pool,
+            shape,
+            q,
+            (&k, &v),
+            positions,
+            &mut AttentionScratch::default(),
+            &mut out,
+        );
         out
     };
     // With Q8_0, queries of up to 4 are rounded to 15 bits and a sign, which moves a score by up to
     // scale * head_dim * 4 / 65534, and on the average of so many terms by far less: a 256th of what Q8_0 itself costs.
     let tolerance = if ty == KvType::F16 { 1e-5 } else { 5e-4 };
-    let out = attend(pool, &q, &positions);
+    let out = attend(pool, &q, positions);
     for (r, position) in positions.iter().enumerate() {
         for h in 0..n_heads {
             let start = h / (n_heads / n_kv_heads) * capacity * head_dim;
@@ -96,13 +117,23 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, plain: GgmlType) {
         }
     }
     for (r, position) in positions.iter().enumerate() {
-        let alone = attend(&Pool::new(1), &q[r * width..][..width], &[*position]);
-        assert_eq!(alone, out[r * width..][..width], "{shape:?} {ty:?} row {r} alone");
+        for threads in [1, 8] {
+            let alone = attend(&Pool::new(threads), &q[r * width..][..width], &[*position]);
+            assert_eq!(alone, out[r * width..][..width], "{shape:?} {ty:?} row {r} alone");
+        }
     }
     // A copy sees what it was made of, and no more.
     let (k, v) = (k.copy_of(64), v.copy_of(64));
     let mut seen = vec![f32::NAN; 3 * width];
-    ops::attend(pool, shape, &q[..3 * width], &k, &v, &positions[..3], &mut seen);
+    ops::attend(
+        pool,
+        shape,
+        &q[..3 * width],
+        (&k, &v),
+        &positions[..3],
+        &mut AttentionScratch::default(),
+        &mut seen,
+    );
     assert_eq!(seen[..2 * width], out[..2 * width], "{shape:?} {ty:?} copied");
     assert_ne!(seen[2 * width..], out[2 * width..3 * width], "position 64 was not copied");
 }

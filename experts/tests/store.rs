@@ -278,6 +278,10 @@ fn absent_experts_are_refused_until_they_are_admitted() {
     let now = residency(&store, 1);
     assert_eq!((now[20], now[21], now[7]), (Residency::Hot, Residency::Absent, Residency::Absent));
     assert_eq!(touch(&store, 1, &[20]), [20]);
+
+    // Experts that servers run are never read here: any budget is enough.
+    assert_eq!(fixture.store(Budget::Bytes(0), Elsewhere::Absent).cliff(), None);
+    assert!(fixture.store(Budget::Bytes(0), Elsewhere::Cold).cliff().is_some());
 }
 
 #[test]
