@@ -60,6 +60,7 @@ impl Moe<'_> {
         if let Some(trace) = &self.engine.trace {
             trace.record(self.layer, &self.scratch.routing)?;
         }
+        let engine = self.engine;
         let mut work = group(&self.scratch.routing);
         let mut missing = Vec::new();
         let mut failed = Vec::new();
@@ -73,7 +74,8 @@ impl Moe<'_> {
                 work.extend(retry);
             }
             let deadline = self.deadline;
-            let flight = self.engine.fleet.start(self.outgoing(placement.remote), deadline);
+            let outgoing = self.outgoing(placement.remote);
+            let flight = engine.fleet.start(outgoing, deadline).await;
             if std::mem::take(&mut first) {
                 self.run_shared();
                 self.run_favoured()?;

@@ -3,15 +3,18 @@
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_server::{ExpertServer, ServerConfig, Tls};
+use outrigger_server::{ExpertServer, Metrics, ServerConfig, Tls};
 use tokio::task::JoinHandle;
 
 /// A running server; dropping it ends it.
 pub struct LoopbackServer {
     /// Where it listens.
     pub address: SocketAddr,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
     serving: JoinHandle<()>,
 }
 
@@ -31,6 +34,7 @@ impl LoopbackServer {
     /// A server that is configured, over TLS if it is given.
     pub async fn start_with(config: ServerConfig, tls: Option<Tls>) -> LoopbackServer {
         let server = ExpertServer::open(config).expect("the model opens");
+        let metrics = server.metrics();
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         let incoming = outrigger_server::bind(any_port).await.expect("loopback has ports");
         let address = incoming.local_addr().expect("it is bound");
@@ -38,7 +42,7 @@ impl LoopbackServer {
         let serving = tokio::spawn(async move {
             server.serve(incoming, tls, forever).await.expect("it serves");
         });
-        LoopbackServer { address, serving }
+        LoopbackServer { address, metrics, serving }
     }
 }
 

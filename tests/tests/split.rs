@@ -3,8 +3,11 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use outrigger::{Budget, Elsewhere, Engine, EngineConfig, OnMiss, Token};
+use outrigger_experts::LayerStats;
 use outrigger_tests::fixtures::{demo_model, tiny_model, tokens};
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{all_logits, greedy, max_difference};
@@ -20,9 +23,9 @@ async fn split_engine(model: &Path, servers: &[LoopbackServer], cache: f64) -> A
     config.expert_cache = Budget::Fraction(cache);
     config.elsewhere = Elsewhere::Absent;
     config.on_miss = OnMiss::Wait;
-    config.deadline = std::time::Duration::from_secs(20);
+    config.deadline = Duration::from_secs(20);
     let engine = Engine::open(config).await.expect("it opens");
-    assert!(engine.wait_connected(std::time::Duration::from_secs(10)).await, "servers are up");
+    assert!(engine.wait_connected(Duration::from_secs(10)).await, "servers are up");
     engine
 }
 
@@ -69,6 +72,25 @@ async fn start(model: &Path, shares: &[RangeInclusive<u32>]) -> Vec<LoopbackServ
         servers.push(LoopbackServer::start(model, Some(share.clone())).await);
     }
     servers
+}
+
+/// On a runtime's only thread, which runs nothing else while the device computes.
+#[tokio::test]
+async fn a_request_is_sent_before_the_device_computes_its_own_share() {
+    let model = demo_model();
+    let server = LoopbackServer::start(&model, None).await;
+    let engine = split_engine(&model, std::slice::from_ref(&server), 0.5).await;
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    let mut step = std::pin::pin!(session.step());
+    assert!(step.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    while server.metrics.text().contains("outrigger_server_rows_total 0\n") {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let used = |layer: &LayerStats| layer.hits + layer.misses;
+    assert_eq!(engine.store().stats().layers.iter().map(used).sum::<u64>(), 0);
+    assert_eq!(step.await.expect("a token").coverage, 1.0);
+    assert_ne!(engine.store().stats().layers.iter().map(used).sum::<u64>(), 0);
 }
 
 const GENERATED: usize = 256;

@@ -115,7 +115,7 @@ impl Flight {
     }
 }
 
-pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
+pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
     let (mut calls, mut near) = (JoinSet::new(), false);
     for (id, share) in outgoing.shares {
         let Some(server) = fleet.server(id) else {
@@ -169,6 +169,10 @@ pub(super) fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) ->
             }
             Landed { server: id, share, bytes_up, bytes_down, answer }
         });
+    }
+    if !calls.is_empty() {
+        // A runtime's thread would run them only after what is computed on it meanwhile.
+        tokio::task::yield_now().await;
     }
     Flight { calls, near }
 }

@@ -164,9 +164,9 @@ impl Fleet {
         self.members.all().iter().filter_map(|server| server.max_rows()).fold(most, usize::min)
     }
 
-    /// Sends each server its part of a layer; returns at once.
-    pub(crate) fn start(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
-        dispatch::start(self, outgoing, deadline)
+    /// Sends each server its part of a layer; returns when that is on its way.
+    pub(crate) async fn start(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
+        dispatch::start(self, outgoing, deadline).await
     }
 
     /// Why the last call or probe failed, of the server that failed last.
