@@ -56,11 +56,12 @@ impl KvTensor {
                 Kernels::best().halves(&lines[..last], weights.as_flattened(), out);
             }),
             KvType::Q8_0 => {
-                let (most, mut x) = (magnitudes(weights), [[0; BLOCK]; QUERIES]);
+                let (mut even, mut x) = ([[0.0; BLOCK]; QUERIES], [[0; BLOCK]; QUERIES]);
+                let units = even_out(weights, &mut even);
                 for (lines, out) in tiles {
                     let (scales, lines) = lines.split_at(BLOCK / LANES);
-                    let mut d = most;
-                    round_weights(weights, seen, &halves(scales), &mut x, &mut d);
+                    let mut d = units;
+                    round_weights(&even[..weights.len()], seen, &halves(scales), &mut x, &mut d);
                     let pairs = Pairs {
                         lines: &lines[..last.div_ceil(2)],
                         scales: &[1.0; LANES],
@@ -144,22 +145,31 @@ impl Queries {
 /// What brings values of magnitude `most` to 15 bits and a sign, and what brings them back, where not a number shows.
 #[inline(always)]
 fn fifteen_bits(most: f32) -> (f32, f32) {
-    let inverse = f32::from(i16::MAX) / most;
-    (if inverse.is_finite() { inverse } else { 0.0 }, most / f32::from(i16::MAX))
+    (finite(f32::from(i16::MAX) / most), most / f32::from(i16::MAX))
+}
+
+/// `x`, or 0 where it is infinite or not a number.
+#[inline(always)]
+fn finite(x: f32) -> f32 {
+    if x.is_finite() { x } else { 0.0 }
 }
 
 multiversion! {
-    /// The greatest magnitude of each query's weights.
-    fn magnitudes(weights: &[[f32; BLOCK]]) -> [f32; QUERIES] {
-        let mut most = [0.0; QUERIES];
-        for (most, weights) in most.iter_mut().zip(weights) {
-            *most = magnitude(weights);
+    /// `weights[i, p]` as `even[i, p] * d[i]`, where each query's greatest is what 15 bits hold; returns `d`.
+    fn even_out(weights: &[[f32; BLOCK]], even: &mut [[f32; BLOCK]; QUERIES]) -> [f32; QUERIES] {
+        let mut d = [0.0; QUERIES];
+        for ((even, weights), d) in even.iter_mut().zip(weights).zip(&mut d) {
+            let (inverse, unit) = fifteen_bits(magnitude(weights));
+            *d = unit;
+            for (even, weight) in even.iter_mut().zip(weights) {
+                *even = weight * inverse;
+            }
         }
-        most
+        d
     }
 
-    /// `weights[i, p] * scales[p]` as `q[i, p] * d[i]`: the greatest weight, which `d` is at first, at the greatest scale that the
-    /// query sees gets 15 bits.
+    /// `weights[i, p] * scales[p]` as `q[i, p] * d[i]`, where `d[i]` is what `weights[i]` are to be multiplied with at first: the
+    /// greatest weight at the greatest scale that the query sees gets 15 bits.
     fn round_weights(
         weights: &[[f32; BLOCK]],
         seen: &[usize],
@@ -167,18 +177,19 @@ multiversion! {
         q: &mut [[i16; BLOCK]; QUERIES],
         d: &mut [f32; QUERIES],
     ) {
-        let (mut inverse, mut most) = ([0.0; QUERIES], [0.0; QUERIES]);
-        for (i, seen_now) in seen.iter().enumerate() {
-            let same = i > 0 && seen[i - 1] == *seen_now;
-            most[i] = if same { most[i - 1] } else { magnitude(&scales[..*seen_now]) };
-        }
-        for ((inverse, d), most) in inverse.iter_mut().zip(d).zip(most) {
-            (*inverse, *d) = fifteen_bits(*d * most);
-        }
-        for ((q, weights), inverse) in q.iter_mut().zip(weights).zip(inverse) {
-            for ((q, weight), scale) in q.iter_mut().zip(weights).zip(scales) {
-                // Nothing, too, of what is not a number: where it is seen, `d` is none either.
-                *q = nearest((weight * scale * inverse).max(0.0)) as i16;
+        let (mut shares, mut most) = ([0.0; BLOCK], 0.0);
+        for (i, (q, weights)) in q.iter_mut().zip(weights).enumerate() {
+            if i == 0 || seen[i] != seen[i - 1] {
+                most = magnitude(&scales[..seen[i]]);
+                let inverse = finite(1.0 / most);
+                // None, too, for what is not a number: where it is seen, `most` is none either.
+                for (share, scale) in shares.iter_mut().zip(scales) {
+                    *share = (scale * inverse).max(0.0);
+                }
+            }
+            d[i] *= most;
+            for ((q, weight), share) in q.iter_mut().zip(weights).zip(&shares) {
+                *q = nearest(weight * share) as i16;
             }
         }
     }
