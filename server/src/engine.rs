@@ -22,7 +22,7 @@ use crate::{Result, ServerConfig};
 /// Runs batches, one at a time. Its buffers stay between them.
 pub(crate) struct Engine {
     width: usize,
-    store: ExpertStore,
+    pub(crate) store: Arc<ExpertStore>,
     pool: Pool,
     activations: Activations,
     scratch: FfnScratch,
@@ -53,7 +53,7 @@ impl Engine {
         let model = Arc::clone(&shard.model);
         Ok(Engine {
             width: shard.width(),
-            store: ExpertStore::open(model, config.expert_cache, Elsewhere::Cold)?,
+            store: Arc::new(ExpertStore::open(model, config.expert_cache, Elsewhere::Cold)?),
             pool: Pool::new(config.threads),
             activations: Activations::new(shard.width()),
             scratch: FfnScratch::default(),

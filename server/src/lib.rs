@@ -17,6 +17,7 @@ mod engine;
 mod error;
 mod listen;
 mod metrics;
+mod preload;
 mod queue;
 mod request;
 mod serve;

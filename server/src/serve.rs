@@ -21,6 +21,7 @@ use crate::connection::{Limits, limit};
 use crate::delivery::Delivered;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
+use crate::preload;
 use crate::queue::{self, Queue};
 use crate::service::{Runner, Service};
 use crate::shard::Shard;
@@ -60,7 +61,7 @@ pub struct ExpertServer {
 }
 
 impl ExpertServer {
-    /// Maps the model and starts the threads that compute. No weights are read yet.
+    /// Maps the model, and starts the threads that compute and one that reads the experts.
     ///
     /// # Errors
     /// A model file that cannot be used, a range that the model does not have, a limit of 0.
@@ -86,6 +87,7 @@ impl ExpertServer {
         let (runner, compute_ended) = match config.compute {
             Compute::Inline => (Runner::Inline(Box::new(Mutex::new(engine))), None),
             Compute::Thread => {
+                preload::start(&engine.store, &shard)?;
                 let limits = queue::Limits {
                     rows: config.queue_rows,
                     batch_rows: max_rows,
