@@ -17,15 +17,15 @@ use super::view::{bar, line, size};
 pub(crate) struct Bench {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens to prefill
+    /// Tokens to prefill; 0 to decode only
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     prompt: usize,
     /// Tokens to decode
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64)]
-    predict: usize,
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    predict: u32,
     /// Also decode behind so many tokens, in turn with decoding behind the prompt
-    #[arg(short, long, value_name = "N")]
-    depth: Option<usize>,
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    depth: Option<u32>,
     /// Repeats; the median counts
     #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     repeats: u16,
@@ -39,97 +39,127 @@ pub(crate) struct Bench {
     json: bool,
 }
 
+/// Medians of all repeats, in tokens a second.
+struct Speeds {
+    /// None where there is no prompt.
+    prefill: Option<f64>,
+    decode: f64,
+    /// Beside the depth.
+    behind: Option<(u32, f64)>,
+}
+
 impl Bench {
     pub(crate) async fn run(self) -> Result<()> {
         let mut config =
             self.placement.config(self.model.model.clone(), &self.model.compute).await?;
-        let needed = self.prompt.max(self.depth.unwrap_or(0)).max(1) + self.predict + 1;
+        let longest = self.prompt.max(self.depth.unwrap_or(0) as usize).max(1);
+        let needed = longest + self.predict as usize + 1;
         config.context = Some(config.context.unwrap_or(needed));
         if config.context.is_some_and(|context| context < needed) {
             bail!("so many tokens need a context of {needed}");
         }
         let threads = config.threads;
         let engine = open(config).await?;
-        let progress = bar(u64::from(self.repeats) + 1, "runs");
-        let mut deep = match self.depth {
-            Some(depth) => Some(self.prefill(&engine, depth).await?.0),
-            None => None,
-        };
-        let (mut prefill, mut decode, mut behind) = (Vec::new(), Vec::new(), Vec::new());
+        let speeds = self.measure(&engine).await?;
+        let memory = self.bandwidth.then(|| memory_gb_per_s(threads));
+        Ok(line(self.report(&speeds, engine.sizes().token, memory, threads))?)
+    }
+
+    async fn measure(&self, engine: &Arc<Engine>) -> Result<Speeds> {
+        let predict = self.predict as usize;
+        let progress = bar(u64::from(self.repeats) + 1 + u64::from(self.depth.is_some()), "runs");
+        progress.tick();
+        let mut deep = None;
+        if let Some(depth) = self.depth {
+            deep = Some(prefill(engine, depth as usize).await?.0);
+            progress.inc(1);
+        }
+        let (mut prefills, mut decodes, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=self.repeats {
-            let (mut session, prefilled) = self.prefill(&engine, self.prompt.max(1)).await?;
-            let decoded = self.decode(&engine, &mut session).await?;
+            let (mut session, prefilled) = prefill(engine, self.prompt.max(1)).await?;
+            let decoded = decode(engine, &mut session, predict).await?;
             let decoded_deep = match &mut deep {
-                Some(session) => Some(self.decode(&engine, session).await?),
+                Some(session) => Some(decode(engine, session, predict).await?),
                 None => None,
             };
             progress.inc(1);
             // The first run faults the weights in.
             if run > 0 {
-                prefill.push(prefilled);
-                decode.push(decoded);
+                prefills.push(prefilled);
+                decodes.push(decoded);
                 behind.extend(decoded_deep);
             }
         }
         progress.finish_and_clear();
-        let (prefill, decode) = (median(prefill), median(decode));
-        let behind = self.depth.map(|depth| (depth, median(behind)));
-        let weight_bytes = engine.sizes().token;
+        Ok(Speeds {
+            prefill: (self.prompt > 0).then(|| median(prefills)),
+            decode: median(decodes),
+            behind: self.depth.map(|depth| (depth, median(behind))),
+        })
+    }
+
+    /// What was measured, where a token touches `weight_bytes` and the threads read `memory` GB a second.
+    fn report(
+        &self,
+        speeds: &Speeds,
+        weight_bytes: u64,
+        memory: Option<f64>,
+        threads: usize,
+    ) -> String {
+        let Speeds { prefill, decode, behind } = *speeds;
         let gb_per_s = decode * weight_bytes as f64 / 1e9;
-        let read = self.bandwidth.then(|| memory_gb_per_s(threads));
-        let report = match self.json {
-            true => json!({
+        let cpu = outrigger::cpu_features();
+        if self.json {
+            return json!({
                 "prefill_tok_s": prefill,
                 "decode_tok_s": decode,
                 "depth": self.depth,
                 "decode_at_depth_tok_s": behind.map(|(_, speed)| speed),
                 "weight_bytes_per_token": weight_bytes,
                 "gb_per_s": gb_per_s,
-                "memory_gb_per_s": read,
+                "memory_gb_per_s": memory,
                 "threads": threads,
-                "cpu": outrigger::cpu_features(),
+                "cpu": cpu,
             })
-            .to_string(),
-            false => format!(
-                "prefill {prefill:.1} tok/s ({} tokens), decode {decode:.1} tok/s ({} tokens), {threads} threads, {}\n\
-                 {}{} of weights a token: {gb_per_s:.1} GB/s{}",
-                self.prompt,
-                self.predict,
-                outrigger::cpu_features(),
-                behind.map_or(String::new(), |(depth, speed)| format!(
-                    "decode {speed:.1} tok/s behind {depth} tokens, {:.2} x the time of behind {}\n",
-                    decode / speed,
-                    self.prompt.max(1),
-                )),
-                size(weight_bytes),
-                read.map_or(String::new(), |read| format!(
-                    " of the {read:.1} that the memory gives"
-                )),
-            ),
-        };
-        Ok(line(report)?)
-    }
-
-    /// A session of `len` tokens, and how many a second it took in.
-    async fn prefill(&self, engine: &Arc<Engine>, len: usize) -> Result<(Session, f64)> {
-        let mut session = engine.session(SamplerConfig::greedy())?;
-        let vocab = engine.spec().n_vocab;
-        session.push(&(0..len).map(|i| token(i, vocab)).collect::<Vec<_>>())?;
-        let seconds = timed(&mut session).await?;
-        Ok((session, len as f64 / seconds))
-    }
-
-    /// Tokens a second behind those of `session`, which forgets them again.
-    async fn decode(&self, engine: &Engine, session: &mut Session) -> Result<f64> {
-        let (len, vocab) = (session.len(), engine.spec().n_vocab);
-        let mut seconds = 0.0;
-        for i in len..len + self.predict {
-            session.push(&[token(i, vocab)])?;
-            seconds += timed(session).await?;
+            .to_string();
         }
-        session.truncate(len);
-        Ok(self.predict as f64 / seconds.max(1e-9))
+        let (prompt, predict) = (self.prompt, self.predict);
+        let prefill = prefill.map(|speed| format!("prefill {speed:.1} tok/s ({prompt} tokens), "));
+        let behind = behind.map(|(depth, speed)| {
+            let (times, than) = (decode / speed, prompt.max(1));
+            format!("decode {speed:.1} tok/s behind {depth} tokens, {times:.2} x the time of behind {than}\n")
+        });
+        let memory = memory.map(|gb_per_s| format!(" of the {gb_per_s:.1} that the memory gives"));
+        format!(
+            "{}decode {decode:.1} tok/s ({predict} tokens), {threads} threads, {cpu}\n\
+             {}{} of weights a token: {gb_per_s:.1} GB/s{}",
+            prefill.unwrap_or_default(),
+            behind.unwrap_or_default(),
+            size(weight_bytes),
+            memory.unwrap_or_default(),
+        )
     }
+}
+
+/// A session of `len` tokens, and how many a second it took in.
+async fn prefill(engine: &Arc<Engine>, len: usize) -> Result<(Session, f64)> {
+    let mut session = engine.session(SamplerConfig::greedy())?;
+    let vocab = engine.spec().n_vocab;
+    session.push(&(0..len).map(|i| token(i, vocab)).collect::<Vec<_>>())?;
+    let seconds = timed(&mut session).await?;
+    Ok((session, len as f64 / seconds))
+}
+
+/// How many of `count` tokens a second come behind those of `session`, which forgets them again.
+async fn decode(engine: &Engine, session: &mut Session, count: usize) -> Result<f64> {
+    let (len, vocab) = (session.len(), engine.spec().n_vocab);
+    let mut seconds = 0.0;
+    for i in len..len + count {
+        session.push(&[token(i, vocab)])?;
+        seconds += timed(session).await?;
+    }
+    session.truncate(len);
+    Ok(count as f64 / seconds.max(1e-9))
 }
 
 /// Token `i` of a text that nobody wrote.
