@@ -149,7 +149,7 @@ pub(super) fn k_minima(scales: __m256i, sums_16: __m256i) -> __m256i {
 #[inline]
 #[target_feature(enable = "sse")]
 pub(super) fn prefetch(w: *const u8, len: usize) {
-    const AHEAD: usize = 4096;
+    const AHEAD: usize = 8192;
     for line in (0..len).step_by(64) {
         // A prefetch of an address that is not mapped does nothing.
         _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD + line).cast());
