@@ -198,7 +198,7 @@ impl Engine {
     /// The weight of the shared expert for each row: the sigmoid of its own gate (Qwen2-MoE).
     pub(crate) fn shared_weights(&self, gate: &Tensor, h: &mut Activations) -> Vec<f32> {
         let mut logits = vec![0.0; h.rows()];
-        h.quantize(gate.ty().act_format());
+        h.quantize_with(&self.pool, gate.ty().act_format());
         matmul(&self.pool, gate.mat(), h, &mut logits);
         logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()));
         logits

@@ -20,15 +20,15 @@ pub(crate) struct Scratch {
     /// The residual stream, `[rows, width]`; after a pass, what is read out.
     x: Vec<f32>,
     /// The normed residual stream.
-    h: Vec<f32>,
-    acts: Activations,
+    h: Activations,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     parts: AttentionScratch,
-    /// Attention's output, `[rows, heads * head_dim]`.
-    attended: Vec<f32>,
-    attended_acts: Activations,
+    /// What attention sums up, `[rows, heads * head_dim]`.
+    attended: Activations,
+    /// Attention's output, `[rows, width]`.
+    o: Vec<f32>,
     moe: MoeScratch,
 }
 
@@ -37,14 +37,13 @@ impl Scratch {
         Scratch {
             positions: Vec::new(),
             x: Vec::new(),
-            h: Vec::new(),
-            acts: Activations::new(spec.n_embd),
+            h: Activations::new(spec.n_embd),
             q: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
             parts: AttentionScratch::default(),
-            attended: Vec::new(),
-            attended_acts: Activations::new(spec.n_heads * spec.head_dim),
+            attended: Activations::new(spec.n_heads * spec.head_dim),
+            o: Vec::new(),
             moe: MoeScratch::default(),
         }
     }
@@ -63,7 +62,7 @@ impl Scratch {
 
     /// What the last layer's experts read, `[rows, width]`.
     pub(crate) fn normed(&self) -> &[f32] {
-        &self.h
+        self.h.f32()
     }
 
     /// What the last layer's gate chose.
@@ -74,13 +73,11 @@ impl Scratch {
     /// logits = W_out norm(x), `[rows, vocab]`, of some of the last pass's rows, by index.
     pub(crate) fn read_out(&mut self, engine: &Engine, rows: &[usize], logits: &mut Vec<f32>) {
         let (width, eps) = (engine.model.spec.n_embd, engine.model.spec.norm_eps);
-        let Scratch { x, h, acts, .. } = self;
-        h.resize(rows.len() * width, 0.0);
-        for (&row, h) in rows.iter().zip(h.chunks_exact_mut(width)) {
+        let Scratch { x, h, .. } = self;
+        for (&row, h) in rows.iter().zip(h.reset(rows.len()).chunks_exact_mut(width)) {
             ops::rms_norm(&x[row * width..][..width], &engine.trunk.output_norm, eps, h);
         }
-        acts.set(h);
-        multiply(engine, &engine.model.output, acts, logits);
+        multiply(engine, &engine.model.output, h, logits);
     }
 }
 
@@ -124,10 +121,10 @@ impl Forward<'_> {
         let tensors = &engine.model.layers[layer];
         self.attend(layer, tensors);
         self.norm(&engine.trunk.layers[layer].ffn_norm);
-        let Scratch { positions, x, acts, moe, .. } = &mut *self.scratch;
-        multiply(engine, &tensors.router, acts, &mut moe.router_logits);
+        let Scratch { positions, x, h, moe, .. } = &mut *self.scratch;
+        multiply(engine, &tensors.router, h, &mut moe.router_logits);
         let token = positions.first().map_or(0, |position| *position);
-        Moe { engine, layer, token, deadline, h: acts, scratch: moe, pass }.run(x).await
+        Moe { engine, layer, token, deadline, h, scratch: moe, pass }.run(x).await
     }
 
     /// x = the rows' embeddings
@@ -146,23 +143,16 @@ impl Forward<'_> {
 
     /// x += W_o attention(rope(norm(W_q h)), rope(norm(W_k h)), W_v h)
     fn attend(&mut self, layer: usize, tensors: &LayerTensors) {
-        let small = &self.engine.trunk.layers[layer];
+        let engine = self.engine;
+        let small = &engine.trunk.layers[layer];
         self.norm(&small.attn_norm);
         self.project(tensors, small);
-        let spec = &self.engine.model.spec;
-        let Scratch { positions, x, h, q, k, v, parts, attended, attended_acts, .. } =
-            &mut *self.scratch;
-        for (values, weight) in [(&mut *q, &small.q_norm), (&mut *k, &small.k_norm)] {
-            if let Some(weight) = weight {
-                norm_groups(values, weight, spec.norm_eps, h);
-            }
-        }
-        let rope = &self.engine.trunk.rope;
-        rope.turn(q, spec.n_heads, positions);
-        rope.turn(k, spec.n_kv_heads, positions);
-        self.kv.store(layer, positions, k, v);
+        let spec = &engine.model.spec;
+        let Scratch { positions, x, q, k, v, parts, attended, o, .. } = &mut *self.scratch;
+        norm_and_turn(engine, positions, q, small.q_norm.as_deref());
+        norm_and_turn(engine, positions, k, small.k_norm.as_deref());
+        self.kv.store(&engine.pool, layer, positions, k, v);
         let kv = self.kv.layer(layer);
-        attended.resize(q.len(), 0.0);
         let attention = Attention {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -170,35 +160,34 @@ impl Forward<'_> {
             scale: 1.0 / (spec.head_dim as f32).sqrt(),
         };
         attend(
-            &self.engine.pool,
+            &engine.pool,
             &attention,
             q,
             (&kv.keys, &kv.values),
             positions,
             parts,
-            attended,
+            attended.reset(positions.len()),
         );
-        attended_acts.set(attended);
-        multiply(self.engine, &tensors.o, attended_acts, h);
-        ops::add(h, x);
+        multiply(engine, &tensors.o, attended, o);
+        let width = spec.n_embd;
+        engine.pool.for_rows(x, width, |row, x| ops::add(&o[row * width..][..width], x));
     }
 
-    /// h = norm(x), ready to be multiplied.
+    /// h = norm(x)
     fn norm(&mut self, weight: &[f32]) {
-        let Scratch { x, h, acts, .. } = &mut *self.scratch;
-        h.resize(x.len(), 0.0);
-        for (x, h) in x.chunks_exact(weight.len()).zip(h.chunks_exact_mut(weight.len())) {
-            ops::rms_norm(x, weight, self.engine.model.spec.norm_eps, h);
-        }
-        acts.set(h);
+        let (width, eps) = (weight.len(), self.engine.model.spec.norm_eps);
+        let Scratch { x, h, .. } = &mut *self.scratch;
+        self.engine.pool.for_rows(h.reset(x.len() / width), width, |row, h| {
+            ops::rms_norm(&x[row * width..][..width], weight, eps, h);
+        });
     }
 
     /// q, k, v = W h + b, all three in one parallel region.
     fn project(&mut self, tensors: &LayerTensors, small: &TrunkLayer) {
-        let Scratch { acts, q, k, v, .. } = &mut *self.scratch;
-        let rows = acts.rows();
+        let Scratch { h, q, k, v, .. } = &mut *self.scratch;
+        let (pool, rows) = (&self.engine.pool, h.rows());
         for (weight, out) in [(&tensors.q, &mut *q), (&tensors.k, &mut *k), (&tensors.v, &mut *v)] {
-            acts.quantize(weight.ty().act_format());
+            h.quantize_with(pool, weight.ty().act_format());
             out.resize(rows * weight.rows(), 0.0);
         }
         let all = &mut [
@@ -206,27 +195,32 @@ impl Forward<'_> {
             (tensors.k.mat(), &mut k[..]),
             (tensors.v.mat(), &mut v[..]),
         ];
-        matmul_many(&self.engine.pool, all, acts);
+        matmul_many(pool, all, h);
         let biases = [(&small.q_bias, q), (&small.k_bias, k), (&small.v_bias, v)];
         for (bias, out) in biases {
             let Some(bias) = bias else { continue };
-            out.chunks_exact_mut(bias.len()).for_each(|row| ops::add(bias, row));
+            pool.for_rows(out, bias.len(), |_, row| ops::add(bias, row));
         }
     }
 }
 
 /// out = W h, `[rows, w.rows()]`.
 fn multiply(engine: &Engine, weight: &Tensor, h: &mut Activations, out: &mut Vec<f32>) {
-    h.quantize(weight.ty().act_format());
+    h.quantize_with(&engine.pool, weight.ty().act_format());
     out.resize(h.rows() * weight.rows(), 0.0);
     matmul(&engine.pool, weight.mat(), h, out);
 }
 
-/// Norms groups of the weight's length: a head each (Qwen3) or the whole row (OLMoE).
-fn norm_groups(values: &mut [f32], weight: &[f32], eps: f32, scratch: &mut Vec<f32>) {
-    scratch.resize(weight.len(), 0.0);
-    for group in values.chunks_exact_mut(weight.len()) {
-        ops::rms_norm(group, weight, eps, scratch);
-        group.copy_from_slice(scratch);
-    }
+/// values = rope(norm(values)), `[rows, heads, head_dim]`; what is normed is each group of the weight's length: a head
+/// (Qwen3) or the whole row (OLMoE).
+fn norm_and_turn(engine: &Engine, positions: &[usize], values: &mut [f32], weight: Option<&[f32]>) {
+    let (rope, eps) = (&engine.trunk.rope, engine.model.spec.norm_eps);
+    let width = values.len() / positions.len();
+    engine.pool.for_rows(values, width, |row, values| {
+        if let Some(weight) = weight {
+            let groups = values.chunks_exact_mut(weight.len());
+            groups.for_each(|group| ops::rms_norm_in_place(group, weight, eps));
+        }
+        rope.turn(values, positions[row]);
+    });
 }

@@ -1,14 +1,12 @@
 //! Keys and values of one timeline.
 
-use outrigger_experts::ModelSpec;
 use outrigger_experts::ops::{KvSide, KvTensor, KvType};
+use outrigger_experts::{ModelSpec, Pool};
 
 /// A session's keys and values by layer; truncating is free, cloning copies what the clone can see.
 #[derive(Debug)]
 pub(crate) struct KvCache {
     layers: Vec<LayerKv>,
-    /// Values of a position's keys in one layer.
-    width: usize,
     capacity: usize,
     /// Positions that are written.
     len: usize,
@@ -27,7 +25,7 @@ impl KvCache {
         let tensor = |side| KvTensor::new(side, ty, spec.n_kv_heads, capacity, spec.head_dim);
         let layer = |_| LayerKv { keys: tensor(KvSide::Keys), values: tensor(KvSide::Values) };
         let layers = (0..spec.n_layers).map(layer).collect();
-        KvCache { layers, width: spec.n_kv_heads * spec.head_dim, capacity, len: 0 }
+        KvCache { layers, capacity, len: 0 }
     }
 
     /// The memory of a cache of `capacity` positions once all are written.
@@ -56,17 +54,15 @@ impl KvCache {
     /// Stores the keys and values of `layer`, each `[rows, kv_heads, head_dim]`, at `positions`, `[rows]`.
     pub(crate) fn store(
         &mut self,
+        pool: &Pool,
         layer: usize,
         positions: &[usize],
         keys: &[f32],
         values: &[f32],
     ) {
         let kv = &mut self.layers[layer];
-        for (into, from) in [(&mut kv.keys, keys), (&mut kv.values, values)] {
-            for (position, heads) in positions.iter().zip(from.chunks_exact(self.width)) {
-                into.set(*position, heads);
-            }
-        }
+        kv.keys.store(pool, positions, keys);
+        kv.values.store(pool, positions, values);
     }
 }
 

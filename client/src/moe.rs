@@ -1,6 +1,8 @@
 //! One layer's experts: route, place, dispatch, run what is here meanwhile, combine, repair what is missing.
 
-use outrigger_experts::{ActFormat, Activations, ExpertTensors, FfnScratch, StandIn, run_experts};
+use outrigger_experts::{
+    ActFormat, Activations, ExpertTensors, FfnScratch, Pool, StandIn, run_experts,
+};
 use outrigger_router::{
     Costs, Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place,
     repair, stand_in,
@@ -86,10 +88,7 @@ impl Moe<'_> {
         }
         self.admit(&missing)?;
         self.repair(&missing)?;
-        let MoeScratch { sum, shared, .. } = &*self.scratch;
-        for ((x, routed), shared) in x.iter_mut().zip(&sum.sums).zip(shared) {
-            *x += (routed + shared) as f32;
-        }
+        self.add_to(x);
         for row in 0..self.scratch.routing.rows() {
             let (arrived, routed) = (self.scratch.sum.mass[row], self.scratch.routing.mass(row));
             self.pass.add_mass(row, arrived, self.scratch.stood_in[row], routed);
@@ -110,11 +109,12 @@ impl Moe<'_> {
         let scratch = &mut *self.scratch;
         let prior = (strength > 0.0).then_some(Prior { resident: &resident, strength });
         engine.gate.route_with(&scratch.router_logits, prior, &mut scratch.routing);
-        let rows = scratch.routing.rows();
-        reset(&mut scratch.sum.sums, rows * self.h.cols());
-        reset(&mut scratch.sum.mass, rows);
-        reset(&mut scratch.stood_in, rows);
-        reset(&mut scratch.shared, rows * self.h.cols());
+        let (rows, width) = (scratch.routing.rows(), self.h.cols());
+        let shared = engine.model.layers[self.layer].shared.is_some();
+        reset(&engine.pool, &mut scratch.sum.sums, rows, width);
+        reset(&engine.pool, &mut scratch.shared, if shared { rows } else { 0 }, width);
+        reset(&engine.pool, &mut scratch.sum.mass, rows, 1);
+        reset(&engine.pool, &mut scratch.stood_in, rows, 1);
     }
 
     fn place(&mut self, work: &[Group], failed: &[u16]) -> Placement {
@@ -128,7 +128,7 @@ impl Moe<'_> {
     fn outgoing(&mut self, shares: Vec<(u16, Vec<Group>)>) -> Outgoing<'_> {
         let format = self.wire_format();
         if !shares.is_empty() {
-            self.h.quantize(format);
+            self.h.quantize_with(&self.engine.pool, format);
         }
         Outgoing { layer: self.layer, token: self.token, shares, x: self.h, format }
     }
@@ -284,6 +284,19 @@ impl Moe<'_> {
         self.pass.tally.standin += calls(groups);
     }
 
+    /// Adds the experts' sums to the residual stream.
+    fn add_to(&self, x: &mut [f32]) {
+        let (width, MoeScratch { sum, shared, .. }) = (self.h.cols(), &*self.scratch);
+        self.engine.pool.for_rows(x, width, |row, x| {
+            let at = row * width..(row + 1) * width;
+            let routed = x.iter_mut().zip(&sum.sums[at.clone()]);
+            match shared.get(at) {
+                Some(shared) => routed.zip(shared).for_each(|((x, a), b)| *x += (a + b) as f32),
+                None => routed.for_each(|(x, a)| *x += *a as f32),
+            }
+        });
+    }
+
     /// Makes the best of the rows that miss experts. What runs instead does not count into coverage.
     fn repair(&mut self, missing: &[Group]) -> Result<()> {
         if missing.is_empty() {
@@ -306,6 +319,12 @@ impl Moe<'_> {
         self.pass.tally.substituted += calls(&ran);
         Ok(())
     }
+}
+
+/// `rows` rows of `len` zeros.
+fn reset(pool: &Pool, values: &mut Vec<f64>, rows: usize, len: usize) {
+    values.resize(rows * len, 0.0);
+    pool.for_rows(values, len, |_, row| row.fill(0.0));
 }
 
 /// A matrix triple with its rows, as the FFN takes it.
@@ -332,12 +351,6 @@ fn add_mean(mean: &[f32], rows: &[(u32, f32)], sums: &mut [f64]) {
         let sums = &mut sums[row as usize * mean.len()..][..mean.len()];
         sums.iter_mut().zip(mean).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
     }
-}
-
-/// `len` zeros.
-fn reset<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
-    values.clear();
-    values.resize(len, T::default());
 }
 
 /// Groups from several sites, one an expert again.

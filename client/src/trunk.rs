@@ -43,6 +43,9 @@ fn decode(tensor: &Tensor) -> Vec<f32> {
     values
 }
 
+/// Pairs of a head at most.
+const MAX_PAIRS: usize = ops::Attention::MAX_HEAD_DIM / 2;
+
 /// Rotary position embedding (Su et al. 2021, arXiv 2104.09864).
 pub(crate) struct Rope {
     style: RopeStyle,
@@ -61,17 +64,15 @@ impl Rope {
         Rope { style: spec.style, head_dim: model.spec.head_dim, frequencies }
     }
 
-    /// Turns the heads of rows at `positions`, `[rows, heads, head_dim]`.
-    pub(crate) fn turn(&self, values: &mut [f32], heads: usize, positions: &[usize]) {
-        let mut cos = vec![0.0; self.frequencies.len()];
-        let mut sin = cos.clone();
-        let rows = values.chunks_exact_mut(heads * self.head_dim);
-        for (&position, values) in positions.iter().zip(rows) {
-            ops::rope_angles(position, &self.frequencies, &mut cos, &mut sin);
-            match self.style {
-                RopeStyle::Norm => ops::rope_norm(values, self.head_dim, &cos, &sin),
-                RopeStyle::Neox => ops::rope_neox(values, self.head_dim, &cos, &sin),
-            }
+    /// Turns the heads of the row at `position`, `[heads, head_dim]`.
+    pub(crate) fn turn(&self, values: &mut [f32], position: usize) {
+        let (mut cos, mut sin) = ([0.0; MAX_PAIRS], [0.0; MAX_PAIRS]);
+        let pairs = self.frequencies.len();
+        let (cos, sin) = (&mut cos[..pairs], &mut sin[..pairs]);
+        ops::rope_angles(position, &self.frequencies, cos, sin);
+        match self.style {
+            RopeStyle::Norm => ops::rope_norm(values, self.head_dim, cos, sin),
+            RopeStyle::Neox => ops::rope_neox(values, self.head_dim, cos, sin),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Activations {
     }
 
     /// Room for `rows` rows, for the caller to fill; quantised forms are forgotten.
-    pub(crate) fn reset(&mut self, rows: usize) -> &mut [f32] {
+    pub fn reset(&mut self, rows: usize) -> &mut [f32] {
         self.hold_nothing(rows);
         self.has_values = true;
         self.values.resize(rows * self.cols, 0.0);
@@ -92,10 +92,8 @@ impl Activations {
     }
 
     /// As [`Activations::quantize`], over the pool where there is enough to do.
-    pub(crate) fn quantize_with(&mut self, pool: &Pool, format: ActFormat) {
-        // Below this a region costs more than it saves.
-        let worth_it = self.rows > 1 && self.rows * self.cols >= 1 << 15;
-        self.quantize_on(worth_it.then_some(pool), format);
+    pub fn quantize_with(&mut self, pool: &Pool, format: ActFormat) {
+        self.quantize_on(Some(pool), format);
     }
 
     fn quantize_on(&mut self, pool: Option<&Pool>, format: ActFormat) {
@@ -125,7 +123,7 @@ impl Activations {
             quantize(&values[r * cols..][..cols], d, q, sums);
         };
         match pool {
-            Some(pool) => pool.run(rows, &row),
+            Some(pool) => pool.run_rows(rows, cols, &row),
             None => (0..rows).for_each(row),
         }
     }

@@ -14,9 +14,17 @@ const LANES: usize = 16;
 multiversion! {
     /// `out = x / sqrt(mean(x^2) + eps) * weight`, all of one row's length.
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        let scale = 1.0 / (sum_of_products(x, x) / x.len() as f32 + eps).sqrt();
+        let scale = inverse_rms(x, eps);
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
             *out = x * scale * weight;
+        }
+    }
+
+    /// As [`rms_norm`], in place.
+    pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+        let scale = inverse_rms(x, eps);
+        for (x, weight) in x.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
         }
     }
 
@@ -95,6 +103,11 @@ pub fn rope_angles(position: usize, frequencies: &[f32], cos: &mut [f32], sin: &
     for ((frequency, cos), sin) in frequencies.iter().zip(cos).zip(sin) {
         (*sin, *cos) = (position as f32 * frequency).sin_cos();
     }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (sum_of_products(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 /// The greatest of `x`.

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How long an idle worker spins before it parks: longer than the serial work between two regions of a token.
 const SPIN: Duration = Duration::from_micros(60);
+/// Values that are worth a task where little is done with each.
+const ROW_TASK: usize = 16 << 10;
 
 /// A fixed set of threads; the caller of [`Pool::run`] is one of them.
 pub struct Pool {
@@ -122,6 +124,28 @@ impl Pool {
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
+    }
+
+    /// As [`Pool::run`], for rows with little to do for each of their `len` values: a task is as many as are worth it.
+    pub fn run_rows(&self, rows: usize, len: usize, task: &Task<'_>) {
+        let each = (ROW_TASK / len.max(1)).max(1);
+        self.run(rows.div_ceil(each), &|t| (t * each..rows.min((t + 1) * each)).for_each(task));
+    }
+
+    /// As [`Pool::run_rows`], with `task(i, row)` for each row of `len` values.
+    ///
+    /// # Panics
+    /// Where `values` are not whole rows.
+    pub fn for_rows<T: Send>(
+        &self,
+        values: &mut [T],
+        len: usize,
+        task: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        assert!(values.len().is_multiple_of(len), "{} values in rows of {len}", values.len());
+        let (rows, values) = (values.len() / len, SharedMut::new(values));
+        // SAFETY: each row is one task's.
+        self.run_rows(rows, len, &|row| task(row, unsafe { values.slice(row * len, len) }));
     }
 
     /// Wakes the workers that are parked.

@@ -77,9 +77,13 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, positions: &[usize]) {
     let cache = |side, seed| {
         let values = noise(n_kv_heads * capacity * head_dim, seed);
         let mut cache = KvTensor::new(side, ty, n_kv_heads, capacity, head_dim);
-        for position in 0..capacity {
-            let head = |head| &values[(head * capacity + position) * head_dim..][..head_dim];
-            cache.set(position, &(0..n_kv_heads).map(head).collect::<Vec<_>>().concat());
+        // Some positions one by one, as decoding stores them, the others together, as a prompt.
+        let positions: Vec<usize> = (0..capacity).collect();
+        let (each, together) = positions.split_at(capacity / 3);
+        for positions in each.chunks(1).chain([together]) {
+            let heads = positions.iter().flat_map(|p| (0..n_kv_heads).map(|head| (head, *p)));
+            let head = |(head, p)| &values[(head * capacity + p) * head_dim..][..head_dim];
+            cache.store(pool, positions, &heads.map(head).collect::<Vec<_>>().concat());
         }
         (cache, kept(plain, &values, head_dim))
     };

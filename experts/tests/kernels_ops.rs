@@ -34,6 +34,9 @@ fn rms_norm_divides_by_the_root_mean_square() {
         let mean = wide(&x).iter().map(|x| x * x).sum::<f64>() / n as f64;
         let scale = 1.0 / (mean + 1e-5).sqrt();
         assert_near(&out, wide(&x).iter().zip(wide(&weight)).map(|(x, w)| x * scale * w), 1e-6);
+        let mut in_place = x;
+        ops::rms_norm_in_place(&mut in_place, &weight, 1e-5);
+        assert_eq!(in_place, out);
     }
 }
 

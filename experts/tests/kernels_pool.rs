@@ -27,6 +27,18 @@ fn every_task_runs_once_in_region_after_region() {
 }
 
 #[test]
+fn every_row_is_one_tasks_however_short_and_many_they_are() {
+    let pool = Pool::new(3);
+    for (rows, len) in [(0, 4), (1, 1), (1000, 1), (3, 20_000), (5, 16 << 10), (40_000, 3)] {
+        let mut values = vec![0; rows * len];
+        pool.for_rows(&mut values, len, |i, row| row.iter_mut().for_each(|value| *value += i + 1));
+        for (i, row) in values.chunks(len).enumerate() {
+            assert!(row.iter().all(|value| *value == i + 1), "row {i} of {rows} by {len}");
+        }
+    }
+}
+
+#[test]
 fn parked_workers_wake() {
     let pool = Pool::new(3);
     for _ in 0..20 {

@@ -8,6 +8,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::activations::q8_0;
+use crate::pool::{Pool, SharedMut};
 use crate::quant::kv::{LANES, Line};
 
 pub(super) use multiply::{QUERIES, Queries};
@@ -96,23 +97,30 @@ impl KvTensor {
         KvTensor { side, ty, head_dim, capacity, bytes }
     }
 
-    /// Stores `heads`, `[heads, head_dim]`, at `position`.
+    /// Stores `rows`, `[rows, heads, head_dim]`, at `positions`, `[rows]`.
     ///
     /// # Panics
-    /// Where that is not the tensor's shape, or the position lies beyond it.
-    pub fn set(&mut self, position: usize, heads: &[f32]) {
+    /// Where that is not the tensor's shape, or a position lies beyond it.
+    pub fn store(&mut self, pool: &Pool, positions: &[usize], rows: &[f32]) {
         let KvTensor { side, ty, head_dim, capacity, .. } = *self;
-        assert!(position < capacity, "position {position} of {capacity}");
         let (lines, plane) = (ty.block_lines(head_dim), self.plane());
-        let planes = self.lines_mut().chunks_exact_mut(plane);
-        assert_eq!(heads.len(), planes.len() * head_dim, "values of a position");
-        for (plane, head) in planes.zip(heads.chunks_exact(head_dim)) {
-            let block = &mut plane[position / BLOCK * lines..][..lines];
-            match ty {
-                KvType::F16 => set_f16(side, block, position % BLOCK, head),
-                KvType::Q8_0 => set_q8_0(side, block, position % BLOCK, head),
+        let heads = self.len_lines() / plane;
+        assert_eq!(rows.len(), positions.len() * heads * head_dim, "values of the positions");
+        let beyond = positions.iter().find(|position| **position >= capacity);
+        assert!(beyond.is_none(), "position {beyond:?} of {capacity}");
+        let planes = SharedMut::new(self.lines_mut());
+        pool.run_rows(heads, positions.len() * head_dim, &|head| {
+            // SAFETY: each head's plane is one task's.
+            let plane = unsafe { planes.slice(head * plane, plane) };
+            for (position, row) in positions.iter().zip(rows.chunks_exact(heads * head_dim)) {
+                let block = &mut plane[position / BLOCK * lines..][..lines];
+                let values = &row[head * head_dim..][..head_dim];
+                match ty {
+                    KvType::F16 => set_f16(side, block, position % BLOCK, values),
+                    KvType::Q8_0 => set_q8_0(side, block, position % BLOCK, values),
+                }
             }
-        }
+        });
     }
 
     /// A copy of the first `len` positions, with the same room.
