@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use crate::matmul::{self, RowsOf, multiply};
 use crate::ops::silu_times;
 use crate::pool::{Pool, SharedMut};
+use crate::quant::isa::multiversion;
 use crate::quant::{Kernels, MAX_TILE_ROWS};
 use crate::{Activations, Mat};
 
@@ -130,6 +131,15 @@ fn gate_and_up(
     });
 }
 
+multiversion! {
+    /// `out += weight * y`
+    fn add_weighted(weight: f32, y: &[f32], out: &mut [f64]) {
+        for (out, y) in out.iter_mut().zip(y) {
+            *out += f64::from(weight) * f64::from(*y);
+        }
+    }
+}
+
 /// `out[row] += weight * (down_proj hidden[pair])`, split over outputs: a task adds all groups up in order.
 fn down(
     pool: &Pool,
@@ -163,9 +173,7 @@ fn down(
                     // SAFETY: this task alone writes these outputs.
                     let out =
                         unsafe { out.slice(*row as usize * n_embd + outputs.start, outputs.len()) };
-                    for (out, y) in out.iter_mut().zip(sums) {
-                        *out += f64::from(*weight) * f64::from(*y);
-                    }
+                    add_weighted(*weight, sums, out);
                 }
             }
         }
