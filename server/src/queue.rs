@@ -170,7 +170,7 @@ impl Shared {
             return Err(overloaded(schedule));
         }
         let kind = (job.work.layer, discriminant(&job.work.activations));
-        schedule.push(Instant::now(), kind, job.work.rows, job);
+        schedule.push(Instant::now(), kind, job.work.rows, job.work.device, job);
         let complete = schedule.is_complete();
         self.metrics.queue_rows.set(rows as i64);
         if state.thread == Thread::Asleep || state.thread == Thread::Gathering && complete {
@@ -216,8 +216,8 @@ impl Shared {
         let answers = engine.run(batch);
         let now = Instant::now();
         let rows = batch.iter().map(|work| work.rows).sum();
-        let layer = batch[0].layer;
-        self.lock().schedule.ended(now, layer, batch.len(), rows, now - started);
+        let devices = batch.iter().map(|work| work.device).collect();
+        self.lock().schedule.ended(now, batch[0].layer, devices, rows, now - started);
         answers
     }
 

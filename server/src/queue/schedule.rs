@@ -4,7 +4,7 @@
 //! Requests of one layer share each expert's weights, so that batches should be large. In order of arrival they never
 //! become so: devices that decode are spread over the layers, every batch moves its devices on by one layer, and all
 //! batches take turns, so that none catches up with another. Here the layer with the most rows goes first, again and
-//! again. Its devices find others waiting at their next layer, and go on together, until most devices are in step.
+//! again. Its devices find others waiting at their next layer, and go on together, until all that can keep pace are in step.
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// What a row weighs that nothing was preferred to yet. Each batch that is makes it heavier by one, so that it has its
 /// turn some time.
 const WEIGHT: u64 = 16;
+/// A row weighs so many times less while its device, which kept pace with its batch, waits for others to come by. Two groups
+/// as large would take turns for ever; so one goes on until it meets the other.
+const HELD: u64 = 4;
 
 /// Requests that can be computed together: the layer, and the form of the activations.
 pub(super) type Kind = (usize, std::mem::Discriminant<outrigger_proto::encoding::Decoded>);
@@ -41,12 +44,15 @@ struct Waiting<T> {
     since: Instant,
     /// Batches when it came.
     batches: u64,
+    /// The last batch then was its device's: it keeps pace.
+    quick: bool,
 }
 
 /// A batch that has ended.
 struct Batch {
     layer: usize,
-    requests: usize,
+    /// Whose requests.
+    devices: Vec<usize>,
     took: Duration,
     ended: Instant,
 }
@@ -54,7 +60,7 @@ struct Batch {
 impl Batch {
     /// Requests that make nearly all of it: some devices stop.
     fn most(&self) -> usize {
-        self.requests - self.requests / 8
+        self.devices.len() - self.devices.len() / 8
     }
 }
 
@@ -72,10 +78,19 @@ impl<T> Schedule<T> {
         }
     }
 
-    pub(super) fn push(&mut self, now: Instant, kind: Kind, rows: usize, request: T) {
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        rows: usize,
+        device: usize,
+        request: T,
+    ) {
         self.came += 1;
         self.rows += rows;
-        self.waiting.push(Waiting { request, kind, rows, since: now, batches: self.batches });
+        let quick = self.last.as_ref().is_some_and(|last| last.devices.contains(&device));
+        let batches = self.batches;
+        self.waiting.push(Waiting { request, kind, rows, since: now, batches, quick });
         if let Some(last) = &self.last
             && self.came == last.most()
         {
@@ -90,13 +105,14 @@ impl<T> Schedule<T> {
         let last = self.last.as_ref()?;
         let others = self.waiting.len().saturating_sub(self.came);
         let window = self.back * 2;
-        let worth = last.requests > 1 && others <= last.requests && window <= last.took / 2;
+        let requests = last.devices.len();
+        let worth = requests > 1 && others <= requests && window <= last.took;
         (worth && !self.is_complete()).then(|| last.ended + window)
     }
 
     /// Whether as many came as the last batch answered.
     pub(super) fn is_complete(&self) -> bool {
-        self.last.as_ref().is_none_or(|last| self.came >= last.requests)
+        self.last.as_ref().is_none_or(|last| self.came >= last.devices.len())
     }
 
     /// Takes the requests of the next batch, oldest first, at least one and up to `max_rows` rows; none if none wait.
@@ -125,7 +141,8 @@ impl<T> Schedule<T> {
         }
         let mut weights: Vec<(Kind, u64)> = Vec::new();
         for waiting in &self.waiting {
-            let weight = waiting.rows as u64 * (WEIGHT + self.batches - waiting.batches);
+            let age = WEIGHT + self.batches - waiting.batches;
+            let weight = waiting.rows as u64 * age * if self.holds(waiting) { 1 } else { HELD };
             match weights.iter_mut().find(|(kind, _)| *kind == waiting.kind) {
                 Some((_, sum)) => *sum += weight,
                 None => weights.push((waiting.kind, weight)),
@@ -135,6 +152,12 @@ impl<T> Schedule<T> {
         let ahead = |layer: usize| (layer < next, layer);
         let heaviest = weights.iter().min_by_key(|((layer, _), w)| (Reverse(*w), ahead(*layer)));
         heaviest.map(|(kind, _)| *kind)
+    }
+
+    /// Whether it is to wait for others to come by: it kept pace, and was passed over.
+    fn holds(&self, waiting: &Waiting<T>) -> bool {
+        let passed_over = self.last.as_ref().is_some_and(|last| waiting.since < last.ended);
+        waiting.quick && passed_over
     }
 
     /// Those who were waited for in vain are slow.
@@ -149,16 +172,16 @@ impl<T> Schedule<T> {
         }
     }
 
-    /// A batch of `requests` with `rows` in all has ended.
+    /// A batch of requests from `devices` with `rows` in all has ended.
     pub(super) fn ended(
         &mut self,
         now: Instant,
         layer: usize,
-        requests: usize,
+        devices: Vec<usize>,
         rows: usize,
         took: Duration,
     ) {
-        self.last = Some(Batch { layer, requests, took, ended: now });
+        self.last = Some(Batch { layer, devices, took, ended: now });
         self.came = 0;
         self.per_row = smooth(self.per_row, took / rows as u32);
     }
@@ -189,7 +212,7 @@ impl<T> Schedule<T> {
 
     /// Whether one device has the server to itself, as far as can be seen.
     pub(super) fn is_quiet(&self) -> bool {
-        self.waiting.is_empty() && self.last.as_ref().is_none_or(|last| last.requests == 1)
+        self.waiting.is_empty() && self.last.as_ref().is_none_or(|last| last.devices.len() == 1)
     }
 }
 

@@ -42,7 +42,7 @@ fn next(shared: &Shared) -> Vec<(usize, usize)> {
 #[test]
 fn what_exceeds_the_limit_is_sent_away_with_a_time_to_return() {
     let shared = shared(10);
-    shared.lock().schedule.ended(Instant::now(), 0, 1, 10, Duration::from_millis(50));
+    shared.lock().schedule.ended(Instant::now(), 0, vec![0], 10, Duration::from_millis(50));
     // Larger than the queue, but nothing waits.
     let (large, _large) = job(0, 12);
     shared.push(large).unwrap();
@@ -64,7 +64,7 @@ fn what_exceeds_the_limit_is_sent_away_with_a_time_to_return() {
 #[test]
 fn what_would_wait_too_long_is_sent_away() {
     let shared = shared(100);
-    shared.lock().schedule.ended(Instant::now(), 0, 1, 1, Duration::from_millis(300));
+    shared.lock().schedule.ended(Instant::now(), 0, vec![0], 1, Duration::from_millis(300));
     let (three, _three) = job(0, 3);
     shared.push(three).unwrap();
     let (one, _one) = job(0, 1);
@@ -137,9 +137,9 @@ fn a_lone_request_is_computed_where_it_is() {
     assert!(shared.run_at_once(&work(1, 1)).is_none(), "another is computed");
     drop(engine);
 
-    shared.lock().schedule.ended(Instant::now(), 1, 2, 2, Duration::from_micros(10));
+    shared.lock().schedule.ended(Instant::now(), 1, vec![0, 1], 2, Duration::from_micros(10));
     assert!(shared.run_at_once(&work(1, 1)).is_none(), "several devices are about");
 
-    shared.lock().schedule.ended(Instant::now(), 1, 1, 1, Duration::from_secs(1));
+    shared.lock().schedule.ended(Instant::now(), 1, vec![0], 1, Duration::from_secs(1));
     assert!(shared.run_at_once(&work(1, 1)).is_none(), "it would take long");
 }

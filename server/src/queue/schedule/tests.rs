@@ -17,8 +17,13 @@ impl Bench {
         Bench { schedule: Schedule::new(1000 * MS), now: Instant::now() }
     }
 
+    /// A request of a device that is in every batch, as far as the schedule can tell.
     fn push(&mut self, layer: usize, rows: usize) {
-        self.schedule.push(self.now, float(layer), rows, (layer, rows));
+        self.push_from(0, layer, rows);
+    }
+
+    fn push_from(&mut self, device: usize, layer: usize, rows: usize) {
+        self.schedule.push(self.now, float(layer), rows, device, (layer, rows));
     }
 
     fn take(&mut self, max_rows: usize) -> Vec<(usize, usize)> {
@@ -36,7 +41,7 @@ impl Bench {
         let (layer, rows) = (batch[0].0, batch.iter().map(|request| request.1).sum());
         layers.iter().for_each(|&layer| self.push(layer, 1));
         self.now += took;
-        self.schedule.ended(self.now, layer, batch.len(), rows, took);
+        self.schedule.ended(self.now, layer, vec![0; batch.len()], rows, took);
         (layer, batch.len())
     }
 
@@ -76,7 +81,7 @@ fn other_forms_of_activations_do_not_mix() {
     let mut bench = Bench::new();
     bench.push(1, 1);
     let quants = Decoded::Q80 { scales: Vec::new(), quants: Vec::new() };
-    bench.schedule.push(bench.now, (1, discriminant(&quants)), 2, (1, 2));
+    bench.schedule.push(bench.now, (1, discriminant(&quants)), 2, 0, (1, 2));
     bench.push(1, 3);
     assert_eq!(bench.take(10), [(1, 1), (1, 3)]);
     assert_eq!(bench.take(10), [(1, 2)]);
@@ -99,7 +104,27 @@ fn devices_that_are_spread_over_the_layers_come_into_step() {
             .iter_mut()
             .for_each(|waiting| waiting.kind = float(waiting.kind.0 % 16));
     }
-    assert!(sizes[150..].iter().all(|&size| size >= 16), "{:?}", &sizes[150..]);
+    assert!(sizes[150..].iter().all(|&size| size == 33), "{:?}", &sizes[150..]);
+}
+
+#[test]
+fn only_those_who_keep_pace_are_held() {
+    for (device, layer) in [(0, 3), (1, 0)] {
+        let mut bench = Bench::new();
+        (0..8).for_each(|_| bench.push(0, 1));
+        let answered = bench.run(10 * MS);
+        bench.back(answered, MS);
+        let batch = bench.take(usize::MAX);
+        // As many come meanwhile, behind.
+        (0..8).for_each(|_| bench.push_from(device, 0, 1));
+        bench.now += 10 * MS;
+        bench.schedule.ended(bench.now, 1, vec![0; batch.len()], batch.len(), 10 * MS);
+        bench.back((1, batch.len()), MS);
+        let answered = bench.run(10 * MS);
+        assert_eq!(answered, (2, 8), "of two as old those go on who are ahead");
+        bench.back(answered, MS);
+        assert_eq!(bench.run(10 * MS), (layer, 8), "device {device}");
+    }
 }
 
 #[test]
