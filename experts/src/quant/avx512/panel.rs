@@ -101,7 +101,7 @@ pub(super) unsafe fn panel_by_panel<U: Unpack>(
         }
         for (i, sums) in sums.iter().enumerate() {
             // SAFETY: `out` is valid for `rows` products of activation row `i` from weight row `first`.
-            unsafe { store(sums, tile.out.add(i * tile.stride + first), rows) };
+            unsafe { store(sums, blocks, tile.out.add(i * tile.stride + first), rows) };
         }
     }
 }
@@ -342,15 +342,16 @@ unsafe fn times_sums<const N: usize>(
     ints
 }
 
-/// Writes `rows` products: the lanes' sums as [`crate::quant::sums`] adds them up.
+/// Writes `rows` products: the sums of the lanes that had any of `blocks` blocks, as [`crate::quant::sums`] adds them up.
 ///
 /// # Safety
 /// `out` is valid for them.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
+unsafe fn store(sums: &Lanes, blocks: usize, out: *mut f32, rows: usize) {
+    let lane = |i: usize| if i < blocks { floats(&sums[i]) } else { [_mm512_setzero_ps(); 2] };
     let add = |[a, b]: [__m512; 2], [c, d]: [__m512; 2]| [_mm512_add_ps(a, c), _mm512_add_ps(b, d)];
-    let pair = |i: usize| add(floats(&sums[i]), floats(&sums[i + 4]));
+    let pair = |i: usize| add(lane(i), lane(i + 4));
     let total = add(add(pair(0), pair(2)), add(pair(1), pair(3)));
     let mask = u32::MAX >> (ROWS - rows);
     // SAFETY: the mask leaves out what is not there.
