@@ -149,8 +149,8 @@ impl Forward<'_> {
         self.project(tensors, small);
         let spec = &engine.model.spec;
         let Scratch { positions, x, q, k, v, parts, attended, o, .. } = &mut *self.scratch;
-        norm_and_turn(engine, positions, q, small.q_norm.as_deref());
-        norm_and_turn(engine, positions, k, small.k_norm.as_deref());
+        norm_and_turn(engine, positions, (q, spec.n_heads), small.q_norm.as_deref());
+        norm_and_turn(engine, positions, (k, spec.n_kv_heads), small.k_norm.as_deref());
         self.kv.store(&engine.pool, layer, positions, k, v);
         let kv = self.kv.layer(layer);
         let attention = Attention {
@@ -213,13 +213,17 @@ fn multiply(engine: &Engine, weight: &Tensor, h: &mut Activations, out: &mut Vec
 
 /// values = rope(norm(values)), `[rows, heads, head_dim]`; what is normed is each group of the weight's length: a head
 /// (Qwen3) or the whole row (OLMoE).
-fn norm_and_turn(engine: &Engine, positions: &[usize], values: &mut [f32], weight: Option<&[f32]>) {
-    let (rope, eps) = (&engine.trunk.rope, engine.model.spec.norm_eps);
-    let width = values.len() / positions.len();
-    engine.pool.for_rows(values, width, |row, values| {
+fn norm_and_turn(
+    engine: &Engine,
+    positions: &[usize],
+    (values, heads): (&mut [f32], usize),
+    weight: Option<&[f32]>,
+) {
+    let (rope, spec) = (&engine.trunk.rope, &engine.model.spec);
+    engine.pool.for_rows(values, heads * spec.head_dim, |row, values| {
         if let Some(weight) = weight {
             let groups = values.chunks_exact_mut(weight.len());
-            groups.for_each(|group| ops::rms_norm_in_place(group, weight, eps));
+            groups.for_each(|group| ops::rms_norm_in_place(group, weight, spec.norm_eps));
         }
         rope.turn(values, positions[row]);
     });
