@@ -74,9 +74,9 @@ impl Scratch {
     pub(crate) fn read_out(&mut self, engine: &Engine, rows: &[usize], logits: &mut Vec<f32>) {
         let (width, eps) = (engine.model.spec.n_embd, engine.model.spec.norm_eps);
         let Scratch { x, h, .. } = self;
-        for (&row, h) in rows.iter().zip(h.reset(rows.len()).chunks_exact_mut(width)) {
-            ops::rms_norm(&x[row * width..][..width], &engine.trunk.output_norm, eps, h);
-        }
+        engine.pool.for_rows(h.reset(rows.len()), width, |i, h| {
+            ops::rms_norm(&x[rows[i] * width..][..width], &engine.trunk.output_norm, eps, h);
+        });
         multiply(engine, &engine.model.output, h, logits);
     }
 }

@@ -106,8 +106,9 @@ impl KvTensor {
         let (lines, plane) = (ty.block_lines(head_dim), self.plane());
         let heads = self.len_lines() / plane;
         assert_eq!(rows.len(), positions.len() * heads * head_dim, "values of the positions");
-        let beyond = positions.iter().find(|position| **position >= capacity);
-        assert!(beyond.is_none(), "position {beyond:?} of {capacity}");
+        for position in positions {
+            assert!(*position < capacity, "position {position} of {capacity}");
+        }
         let planes = SharedMut::new(self.lines_mut());
         pool.run_rows(heads, positions.len() * head_dim, &|head| {
             // SAFETY: each head's plane is one task's.
