@@ -1,14 +1,16 @@
 //! Fork and join over a fixed set of threads, made for regions of some tens of microseconds.
 //!
-//! Tasks are claimed one by one from a counter, so that a thread that the system took away costs the others only the
-//! task that it holds. Between regions the workers spin for a moment, since the next region of a token follows soon;
-//! then they park. A region takes no lock and allocates nothing.
+//! Each thread has a share of neighbouring tasks and claims them in order: what its kernels ask for behind one task's memory
+//! is what the next one reads. Who is done claims from the ends of the others' shares, so that a thread that the system
+//! took away costs the others only the task that it holds. Between regions the workers spin for a moment, since the next
+//! region of a token follows soon; then they park. A region takes no lock and allocates nothing.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -29,12 +31,12 @@ type Task<'a> = dyn Fn(usize) + Sync + 'a;
 struct Shared {
     /// A region is running.
     busy: AtomicBool,
-    /// Tasks of the region that nobody has claimed yet. Claiming takes the last.
-    unclaimed: Line<AtomicUsize>,
+    /// Tasks of the region that nobody has claimed yet, a share for each thread; the first is the caller's.
+    shares: Box<[Line<Share>]>,
     /// Tasks of the region that are not finished yet.
     unfinished: Line<AtomicUsize>,
-    /// The region: written while `unclaimed` is 0 and nobody runs a task; read only by who claimed one.
-    region: UnsafeCell<Region>,
+    /// The region's task: written while every share is empty and nobody runs a task; read only by who claimed one.
+    task: UnsafeCell<*const Task<'static>>,
     parked: Box<[Line<AtomicBool>]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     panicked: AtomicBool,
@@ -45,14 +47,41 @@ struct Shared {
 #[repr(align(128))]
 struct Line<T>(T);
 
-struct Region {
-    task: *const Task<'static>,
-    tasks: usize,
+/// Tasks that follow one another: the first in the upper half, the end in the lower.
+struct Share(AtomicU64);
+
+impl Share {
+    fn give(&self, tasks: Range<usize>) {
+        self.0.store((tasks.start as u64) << 32 | tasks.end as u64, Ordering::Release);
+    }
+
+    fn left(&self) -> Range<usize> {
+        Share::range(self.0.load(Ordering::Relaxed))
+    }
+
+    fn range(both: u64) -> Range<usize> {
+        (both >> 32) as usize..both as u32 as usize
+    }
+
+    fn claim_first(&self) -> Option<usize> {
+        self.claim(1 << 32).map(|share| share.start)
+    }
+
+    fn claim_last(&self) -> Option<usize> {
+        self.claim(u64::MAX).map(|share| share.end - 1)
+    }
+
+    /// Adds `change` to a share that is not empty; returns what it was.
+    fn claim(&self, change: u64) -> Option<Range<usize>> {
+        let claim =
+            |both: u64| (!Share::range(both).is_empty()).then_some(both.wrapping_add(change));
+        self.0.fetch_update(Ordering::Acquire, Ordering::Relaxed, claim).ok().map(Share::range)
+    }
 }
 
-// SAFETY: `region` is the only part that is not Sync by itself. It is written between regions only, by the thread
-// that set `busy`, before `unclaimed` is raised (release), and read after a successful claim (acquire). The task
-// that it points to is Sync and outlives the region, since `run` returns only when `unfinished` is 0.
+// SAFETY: `task` is the only part that is not Sync by itself. It is written between regions only, by the thread that
+// set `busy`, before the shares are given (release), and read after a successful claim (acquire). What it points to is
+// Sync and outlives the region, since `run` returns only when `unfinished` is 0.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer is used by any thread.
 unsafe impl Send for Shared {}
@@ -63,9 +92,9 @@ impl Pool {
         let workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             busy: AtomicBool::new(false),
-            unclaimed: Line(AtomicUsize::new(0)),
+            shares: (0..=workers).map(|_| Line(Share(AtomicU64::new(0)))).collect(),
             unfinished: Line(AtomicUsize::new(0)),
-            region: UnsafeCell::new(Region { task: &|_| {}, tasks: 0 }),
+            task: UnsafeCell::new(&|_| {}),
             parked: (0..workers).map(|_| Line(AtomicBool::new(false))).collect(),
             panic: Mutex::new(None),
             panicked: AtomicBool::new(false),
@@ -95,6 +124,7 @@ impl Pool {
     /// # Panics
     /// With the first panic of a task, after all have ended.
     pub fn run(&self, tasks: usize, task: &Task<'_>) {
+        assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks");
         let shared = &*self.shared;
         if self.workers.is_empty() || tasks <= 1 || shared.busy.swap(true, Ordering::Acquire) {
             (0..tasks).for_each(task);
@@ -103,11 +133,14 @@ impl Pool {
         // SAFETY: only the lifetime changes, and the region ends before this function returns.
         let task = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         // SAFETY: `busy` makes this the only region, and the last one's tasks are all finished.
-        unsafe { *shared.region.get() = Region { task, tasks } };
+        unsafe { *shared.task.get() = task };
         shared.unfinished.0.store(tasks, Ordering::Relaxed);
-        shared.unclaimed.0.store(tasks, Ordering::Release);
+        let threads = self.threads();
+        for (t, share) in shared.shares[..threads].iter().enumerate() {
+            share.0.give(tasks * t / threads..tasks * (t + 1) / threads);
+        }
         self.wake();
-        while shared.run_one() {}
+        while shared.run_one(0) {}
 
         // The others' last tasks: they are short, unless the system took a thread away.
         let mut spins = 0u32;
@@ -176,35 +209,25 @@ impl Shared {
     /// Worker `w`'s life.
     fn work(&self, w: usize) {
         while !self.stop.load(Ordering::Relaxed) {
-            while self.run_one() {}
+            while self.run_one(w + 1) {}
             if !self.spin() {
                 self.park(w);
             }
         }
     }
 
-    /// Claims a task and runs it; false where none is left.
-    fn run_one(&self) -> bool {
-        let mut left = self.unclaimed.0.load(Ordering::Relaxed);
-        loop {
-            if left == 0 {
-                return false;
-            }
-            let claim = self.unclaimed.0.compare_exchange_weak(
-                left,
-                left - 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            );
-            match claim {
-                Ok(_) => break,
-                Err(now) => left = now,
-            }
-        }
+    /// Claims a task of thread `t`'s share, or else of another's, and runs it; false where none is left.
+    fn run_one(&self, t: usize) -> bool {
+        let (before, rest) = self.shares.split_at(t);
+        let mut others = rest[1..].iter().chain(before);
+        let claimed = rest[0].0.claim_first();
+        let Some(index) = claimed.or_else(|| others.find_map(|share| share.0.claim_last())) else {
+            return false;
+        };
         // SAFETY: the claim is for the present region, which lasts until its task is counted as finished below.
-        let (task, tasks) = unsafe { (&*(*self.region.get()).task, (*self.region.get()).tasks) };
+        let task = unsafe { &**self.task.get() };
         // SAFETY of unwinding: the panic reaches the caller of `run`, whose data the task borrowed.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(tasks - left))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| task(index))) {
             if let Ok(mut first) = self.panic.lock() {
                 first.get_or_insert(panic);
             }
@@ -214,12 +237,16 @@ impl Shared {
         true
     }
 
+    fn any_left(&self) -> bool {
+        self.shares.iter().any(|share| !share.0.left().is_empty())
+    }
+
     /// Waits a moment for tasks; true where some came.
     fn spin(&self) -> bool {
         let start = Instant::now();
         loop {
             for _ in 0..64 {
-                if self.unclaimed.0.load(Ordering::Relaxed) > 0 {
+                if self.any_left() {
                     return true;
                 }
                 std::hint::spin_loop();
@@ -238,7 +265,7 @@ impl Shared {
         parked.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         while parked.load(Ordering::Relaxed)
-            && self.unclaimed.0.load(Ordering::Relaxed) == 0
+            && !self.any_left()
             && !self.stop.load(Ordering::Relaxed)
         {
             thread::park();

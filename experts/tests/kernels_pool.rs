@@ -63,6 +63,39 @@ fn workers_take_part() {
     assert_eq!(seen.lock().unwrap().len(), 2);
 }
 
+/// A thread that is held up holds up its task alone: the first of its share waits for all tasks of the region but itself.
+#[test]
+fn others_take_over_the_share_of_a_thread_that_is_held() {
+    let pool = Pool::new(2);
+    for held in [0, 20] {
+        let done = AtomicUsize::new(0);
+        pool.run(40, &|i| {
+            while i == held && done.load(Ordering::SeqCst) < 39 {
+                std::thread::yield_now();
+            }
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(done.load(Ordering::SeqCst), 40);
+    }
+}
+
+/// What a thread reads next lies behind what it read: it runs its tasks in order, but for those that it takes over.
+#[test]
+fn a_thread_alone_with_its_share_runs_it_in_order() {
+    let pool = Pool::new(2);
+    let order = std::sync::Mutex::new(Vec::new());
+    let caller = std::thread::current().id();
+    pool.run(40, &|i| {
+        if std::thread::current().id() == caller {
+            order.lock().unwrap().push(i);
+        }
+    });
+    let order = order.into_inner().unwrap();
+    let (own, taken): (Vec<usize>, Vec<usize>) = order.iter().partition(|i| **i < 20);
+    assert!(own.is_sorted() && taken.is_sorted_by(|a, b| a > b), "{order:?}");
+    assert!(order.iter().take(own.len()).eq(&own), "{order:?}");
+}
+
 #[test]
 fn a_panic_reaches_the_caller_after_the_other_tasks_and_the_pool_goes_on() {
     let pool = Pool::new(3);
