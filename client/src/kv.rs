@@ -1,6 +1,6 @@
 //! Keys and values of one timeline.
 
-use outrigger_experts::ops::{KvSide, KvTensor, KvType};
+use outrigger_experts::ops::{KvSide, KvTensor, KvType, store};
 use outrigger_experts::{ModelSpec, Pool};
 
 /// A session's keys and values by layer; truncating is free, cloning copies what the clone can see.
@@ -61,8 +61,7 @@ impl KvCache {
         values: &[f32],
     ) {
         let kv = &mut self.layers[layer];
-        kv.keys.store(pool, positions, keys);
-        kv.values.store(pool, positions, values);
+        store(pool, positions, [(&mut kv.keys, keys), (&mut kv.values, values)]);
     }
 }
 

@@ -6,7 +6,7 @@ mod kv;
 use crate::quant::isa::multiversion;
 
 pub use attention::{Attention, AttentionScratch, attend};
-pub use kv::{KvSide, KvTensor, KvType};
+pub use kv::{KvSide, KvTensor, KvType, store};
 
 /// Independent sums, which is what lets the compiler vectorise one.
 const LANES: usize = 16;

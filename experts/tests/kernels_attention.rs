@@ -83,7 +83,8 @@ fn check(pool: &Pool, shape: &Attention, ty: KvType, positions: &[usize]) {
         for positions in each.chunks(1).chain([together]) {
             let heads = positions.iter().flat_map(|p| (0..n_kv_heads).map(|head| (head, *p)));
             let head = |(head, p)| &values[(head * capacity + p) * head_dim..][..head_dim];
-            cache.store(pool, positions, &heads.map(head).collect::<Vec<_>>().concat());
+            let rows = heads.map(head).collect::<Vec<_>>().concat();
+            ops::store(pool, positions, [(&mut cache, &rows)]);
         }
         (cache, kept(plain, &values, head_dim))
     };

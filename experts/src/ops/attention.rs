@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::kv::{BLOCK, KvTensor, MAX_HEAD_DIM, QUERIES, Queries};
+use super::kv::{BLOCK, KvTensor, MAX_HEAD_DIM, QUERIES, Queries, QueryRoom};
 use super::{exp, exp_all, greatest, sum_of};
 use crate::pool::{Pool, SharedMut};
 use crate::quant::filled;
@@ -197,13 +197,13 @@ impl<'a> Batches<'a> {
         self.positions.len().div_ceil(self.rows_together()) * self.shape.n_kv_heads * self.each()
     }
 
-    /// From the last rows: they see most, and long tasks are best begun first.
+    /// The last rows first: they see most, and long tasks are best begun early.
     fn at(&self, index: usize) -> Batch<'a> {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = *self.shape;
         let (group, rows_together, each) = (self.group(), self.rows_together(), self.each());
-        let index = self.count() - 1 - index;
         let (chunk, head, part) =
             (index / each / n_kv_heads, index / each % n_kv_heads, index % each);
+        let chunk = self.positions.len().div_ceil(rows_together) - 1 - chunk;
         let rows = chunk * rows_together..((chunk + 1) * rows_together).min(self.positions.len());
         let first = part * QUERIES;
         let count = (rows.len() * group - first).min(QUERIES);
@@ -232,13 +232,14 @@ impl Batch<'_> {
         part: &mut Part<'_>,
     ) {
         let queries = &self.queries[..self.count];
-        let keyed = Queries::new(k, queries.iter().map(|query| query.values), shape.scale);
+        let (mut room, values) = (QueryRoom::NEW, queries.iter().map(|query| query.values));
+        let keyed = Queries::new(k, values, shape.scale, &mut room);
         *part.most = [f32::NEG_INFINITY; QUERIES];
         part.tiles.fill(NOTHING);
         let mut scores = [NOTHING; BLOCK / LANES];
         let (mut weights, mut seen) = ([[0f32; BLOCK]; QUERIES], [0; QUERIES]);
         for start in (span * SPAN..self.last.min((span + 1) * SPAN)).step_by(BLOCK) {
-            k.score(self.head, start, &keyed, &mut scores);
+            k.score(self.head, (start, self.last - start), &keyed, &mut scores);
             for (i, query) in queries.iter().enumerate() {
                 seen[i] = query.sees.saturating_sub(start).min(BLOCK);
                 let (first, second) = weights[i].split_at_mut(LANES);

@@ -11,7 +11,7 @@ use crate::activations::q8_0;
 use crate::pool::{Pool, SharedMut};
 use crate::quant::kv::{LANES, Line};
 
-pub(super) use multiply::{QUERIES, Queries};
+pub(super) use multiply::{QUERIES, Queries, QueryRoom};
 
 /// Positions that are read together.
 pub(super) const BLOCK: usize = 64;
@@ -97,33 +97,6 @@ impl KvTensor {
         KvTensor { side, ty, head_dim, capacity, bytes }
     }
 
-    /// Stores `rows`, `[rows, heads, head_dim]`, at `positions`, `[rows]`.
-    ///
-    /// # Panics
-    /// Where that is not the tensor's shape, or a position lies beyond it.
-    pub fn store(&mut self, pool: &Pool, positions: &[usize], rows: &[f32]) {
-        let KvTensor { side, ty, head_dim, capacity, .. } = *self;
-        let (lines, plane) = (ty.block_lines(head_dim), self.plane());
-        let heads = self.len_lines() / plane;
-        assert_eq!(rows.len(), positions.len() * heads * head_dim, "values of the positions");
-        for position in positions {
-            assert!(*position < capacity, "position {position} of {capacity}");
-        }
-        let planes = SharedMut::new(self.lines_mut());
-        pool.run_rows(heads, positions.len() * head_dim, &|head| {
-            // SAFETY: each head's plane is one task's.
-            let plane = unsafe { planes.slice(head * plane, plane) };
-            for (position, row) in positions.iter().zip(rows.chunks_exact(heads * head_dim)) {
-                let block = &mut plane[position / BLOCK * lines..][..lines];
-                let values = &row[head * head_dim..][..head_dim];
-                match ty {
-                    KvType::F16 => set_f16(side, block, position % BLOCK, values),
-                    KvType::Q8_0 => set_q8_0(side, block, position % BLOCK, values),
-                }
-            }
-        });
-    }
-
     /// A copy of the first `len` positions, with the same room.
     pub fn copy_of(&self, len: usize) -> KvTensor {
         let (plane, used) =
@@ -159,6 +132,45 @@ impl KvTensor {
         let lines = self.ty.block_lines(self.head_dim);
         &self.lines()[head * self.plane() + start / BLOCK * lines..][..lines]
     }
+}
+
+/// Stores what goes into each of some tensors of one shape, `[rows, heads, head_dim]`, at `positions`, `[rows]`. A head is one
+/// task, whose thread is the one that is likely to attend to it.
+///
+/// # Panics
+/// Where a tensor is not of that shape, or a position lies beyond it.
+pub fn store<const N: usize>(
+    pool: &Pool,
+    positions: &[usize],
+    tensors: [(&mut KvTensor, &[f32]); N],
+) {
+    let Some((first, _)) = tensors.first() else { return };
+    let (heads, head_dim) = (first.len_lines() / first.plane(), first.head_dim);
+    let tensors = tensors.map(|(tensor, rows)| {
+        let KvTensor { side, ty, capacity, .. } = *tensor;
+        let plane = tensor.plane();
+        assert_eq!((tensor.len_lines() / plane, tensor.head_dim), (heads, head_dim), "heads");
+        assert_eq!(rows.len(), positions.len() * heads * head_dim, "values of the positions");
+        for position in positions {
+            assert!(*position < capacity, "position {position} of {capacity}");
+        }
+        (side, ty, plane, SharedMut::new(tensor.lines_mut()), rows)
+    });
+    pool.run(heads, &|head| {
+        for (side, ty, plane, lines, rows) in &tensors {
+            // SAFETY: each head's plane is one task's.
+            let plane = unsafe { lines.slice(head * plane, *plane) };
+            for (position, row) in positions.iter().zip(rows.chunks_exact(heads * head_dim)) {
+                let lines = ty.block_lines(head_dim);
+                let block = &mut plane[position / BLOCK * lines..][..lines];
+                let values = &row[head * head_dim..][..head_dim];
+                match ty {
+                    KvType::F16 => set_f16(*side, block, position % BLOCK, values),
+                    KvType::Q8_0 => set_q8_0(*side, block, position % BLOCK, values),
+                }
+            }
+        }
+    });
 }
 
 /// Where the first aligned line begins, so that no line straddles two of the processor's.

@@ -1,30 +1,34 @@
 //! Queries times keys and weights times values, a block of positions at a time.
 
+use std::mem::MaybeUninit;
+
 use super::{BLOCK, GROUP, KEY_LINES, KvSide, KvTensor, KvType, MAX_HEAD_DIM, groups};
 use crate::activations::{magnitude, nearest};
-use crate::quant::Kernels;
 use crate::quant::isa::multiversion;
 use crate::quant::kv::{LANES, Line, Pairs};
+use crate::quant::{Kernels, filled};
 
 /// Queries that pass over a block together at most.
 pub(in crate::ops) const QUERIES: usize = 8;
 
 impl KvTensor {
-    /// `scores[half, i, p] = queries[i] · keys[start + 32 * half + p]`
+    /// `scores[half, i, p] = queries[i] · keys[start + 32 * half + p]`, for both halves of the block or, where no more than 32
+    /// positions are `seen`, the first.
     pub(in crate::ops) fn score(
         &self,
         head: usize,
-        start: usize,
-        queries: &Queries,
+        (start, seen): (usize, usize),
+        queries: &Queries<'_>,
         scores: &mut [[[f32; LANES]; QUERIES]; BLOCK / LANES],
     ) {
         debug_assert_eq!(self.side, KvSide::Keys);
         let (block, count) = (self.block(head, start), queries.count);
-        for (lines, scores) in block.chunks_exact(block.len() / scores.len()).zip(scores) {
+        let halves_of = block.chunks_exact(block.len() / scores.len()).zip(scores);
+        for (lines, scores) in halves_of.take(seen.div_ceil(LANES)) {
             let scores = &mut scores[..count];
             scores.as_flattened_mut().fill(0.0);
             match self.ty {
-                KvType::F16 => Kernels::best().halves(lines, queries.values(), scores),
+                KvType::F16 => Kernels::best().halves(lines, queries.values, scores),
                 KvType::Q8_0 => {
                     for (g, lines) in lines.chunks_exact(KEY_LINES).enumerate() {
                         let (scales, lines) = lines.split_at(1);
@@ -83,56 +87,54 @@ fn halves<const N: usize>(lines: &[Line]) -> [f32; N] {
 }
 
 /// Queries in the form that keys are multiplied with.
-pub(in crate::ops) struct Queries {
+pub(in crate::ops) struct Queries<'a> {
     count: usize,
-    width: usize,
     /// `[count, width]`, heads filled up with zeros to a multiple of 32.
-    values: [f32; QUERIES * MAX_HEAD_DIM],
+    values: &'a [f32],
     /// `[groups, count, 16]` pairs: 15 bits and a sign, beside which the keys' 8 bits are what counts.
-    q: [[i16; 2]; QUERIES * MAX_HEAD_DIM / 2],
+    q: &'a [[i16; 2]],
     /// `[groups, count]` scales.
     d: [[f32; QUERIES]; MAX_HEAD_DIM / GROUP],
 }
 
-impl Queries {
+/// Where [`Queries`] are, of which most have fewer and smaller heads than there is room for.
+pub(in crate::ops) struct QueryRoom {
+    values: [MaybeUninit<f32>; QUERIES * MAX_HEAD_DIM],
+    q: [MaybeUninit<[i16; 2]>; QUERIES * MAX_HEAD_DIM / 2],
+}
+
+impl QueryRoom {
+    pub(in crate::ops) const NEW: QueryRoom = QueryRoom {
+        values: [const { MaybeUninit::uninit() }; _],
+        q: [const { MaybeUninit::uninit() }; _],
+    };
+}
+
+impl<'a> Queries<'a> {
     /// Of at most [`QUERIES`] heads, each multiplied with `scale`.
-    pub(in crate::ops) fn new<'a>(
+    pub(in crate::ops) fn new<'q>(
         keys: &KvTensor,
-        heads: impl ExactSizeIterator<Item = &'a [f32]>,
+        heads: impl ExactSizeIterator<Item = &'q [f32]>,
         scale: f32,
-    ) -> Queries {
+        room: &'a mut QueryRoom,
+    ) -> Queries<'a> {
         let (count, width) = (heads.len(), groups(keys.head_dim) * GROUP);
-        let mut queries = Queries {
-            count,
-            width,
-            values: [0.0; QUERIES * MAX_HEAD_DIM],
-            q: [[0; 2]; QUERIES * MAX_HEAD_DIM / 2],
-            d: [[0.0; QUERIES]; MAX_HEAD_DIM / GROUP],
-        };
-        for (to, head) in queries.values.chunks_exact_mut(width).zip(heads) {
+        let values = filled(&mut room.values[..count * width], 0.0);
+        for (to, head) in values.chunks_exact_mut(width).zip(heads) {
             for (to, value) in to.iter_mut().zip(head) {
                 *to = value * scale;
             }
         }
+        let mut queries = Queries { count, values, q: &[], d: [[0.0; QUERIES]; _] };
         if keys.ty == KvType::Q8_0 {
-            queries.round();
+            queries.q = round(
+                values,
+                count,
+                filled(&mut room.q[..count * width / 2], [0; 2]),
+                &mut queries.d,
+            );
         }
         queries
-    }
-
-    fn round(&mut self) {
-        for (i, values) in self.values.chunks_exact(self.width).take(self.count).enumerate() {
-            for (g, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
-                let (inverse, d) = fifteen_bits(magnitude(values));
-                self.d[g][i] = d;
-                let q = &mut self.q[(g * self.count + i) * GROUP / 2..][..GROUP / 2];
-                round_all(values, inverse, q.as_flattened_mut());
-            }
-        }
-    }
-
-    fn values(&self) -> &[f32] {
-        &self.values[..self.count * self.width]
     }
 
     /// `[count, 16]` pairs of group `g`.
@@ -140,6 +142,24 @@ impl Queries {
         let len = self.count * GROUP / 2;
         &self.q[g * len..][..len]
     }
+}
+
+/// `values`, `[count, width]`, as `q[g, i] * d[g, i]` for each group `g` of a query `i`.
+fn round<'q>(
+    values: &[f32],
+    count: usize,
+    q: &'q mut [[i16; 2]],
+    d: &mut [[f32; QUERIES]],
+) -> &'q [[i16; 2]] {
+    for (i, values) in values.chunks_exact(values.len() / count).enumerate() {
+        for (g, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
+            let (inverse, unit) = fifteen_bits(magnitude(values));
+            d[g][i] = unit;
+            let q = &mut q[(g * count + i) * GROUP / 2..][..GROUP / 2];
+            round_all(values, inverse, q.as_flattened_mut());
+        }
+    }
+    q
 }
 
 /// What brings values of magnitude `most` to 15 bits and a sign, and what brings them back, where not a number shows.
