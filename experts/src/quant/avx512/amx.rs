@@ -12,6 +12,7 @@ use super::load;
 use super::panel::{self, Lanes, Panel, STEP, finish, panel_by_panel, vectors};
 use super::unpack::{ROWS, Unpack};
 use crate::activations::Lines;
+use crate::quant::sums::Out;
 use crate::quant::{ActRow, Tile};
 
 /// Activation rows of an instruction.
@@ -68,14 +69,14 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
         // SAFETY: `TileFn`'s conditions: the machine has tiles, and the activation rows the blocks of the weight rows.
         unsafe {
             configure();
-            panel_by_panel::<U>(tile, |panel, b, _, sums| {
+            panel_by_panel::<U>(tile, |panel, b, _, sums, out| {
                 planes.fill::<U>(panel);
                 let groups = tile.x.len().div_ceil(GROUP);
                 let blocks = x[b * groups * GROUP_BYTES..].as_chunks::<GROUP_BYTES>().0;
                 let rows = tile.x.chunks(GROUP).zip(sums.chunks_mut(GROUP));
-                for (block, (x, sums)) in blocks.iter().zip(rows) {
+                for (i, (block, (x, sums))) in blocks.iter().zip(rows).enumerate() {
                     planes.multiply(block, &mut products);
-                    products.finish::<U>(panel, x, b, sums);
+                    products.finish::<U>(panel, x, b, sums, out.row(GROUP * i));
                 }
             });
             asm!("tilerelease", options(nomem, nostack, preserves_flags));
@@ -208,17 +209,18 @@ impl Products {
         x: &[ActRow<'_>],
         b: usize,
         sums: &mut [Lanes],
+        out: Out,
     ) {
         let (fours, rest) = x.as_chunks::<4>();
         let (four_sums, rest_sums) = sums.as_chunks_mut::<4>();
         // SAFETY: by the caller.
         unsafe {
             for (i, (x, sums)) in fours.iter().zip(four_sums).enumerate() {
-                finish::<U, 4>(panel, x, b, self.rows(4 * i), sums);
+                finish::<U, 4>(panel, x, b, self.rows(4 * i), sums, out.row(4 * i));
             }
             let rest = rest.as_chunks::<1>().0.iter().zip(rest_sums.as_chunks_mut::<1>().0);
-            for (i, (x, sums)) in rest.enumerate() {
-                finish::<U, 1>(panel, x, b, self.rows(4 * fours.len() + i), sums);
+            for (i, (x, sums)) in (4 * fours.len()..).zip(rest) {
+                finish::<U, 1>(panel, x, b, self.rows(i), sums, out.row(i));
             }
         }
     }

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use super::load;
 use super::unpack::{ROWS, Unpack};
 use crate::quant::source::Source;
-use crate::quant::sums::LANES;
+use crate::quant::sums::{Fold, LANES, Out};
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 
 /// Activation rows that are multiplied together.
@@ -54,18 +54,19 @@ pub(super) type Lanes = [[f32; ROWS]; LANES];
 pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
     // SAFETY: `TileFn`'s conditions: the activation rows have the blocks that the weight rows have.
     unsafe {
-        panel_by_panel::<U>(tile, |panel, b, count, sums| {
+        panel_by_panel::<U>(tile, |panel, b, count, sums, out| {
             let (batches, rest) = tile.x.as_chunks::<BATCH>();
             let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
-            for (x, sums) in batches.iter().zip(batch_sums) {
-                multiply::<U, BATCH>(panel, x, b, count, sums);
+            for (i, (x, sums)) in batches.iter().zip(batch_sums).enumerate() {
+                multiply::<U, BATCH>(panel, x, b, count, sums, out.row(BATCH * i));
             }
+            let rest_out = out.row(BATCH * batches.len());
             match rest.len() {
-                1 => multiply_rest::<U, 1>(panel, rest, b, count, rest_sums),
-                2 => multiply_rest::<U, 2>(panel, rest, b, count, rest_sums),
-                3 => multiply_rest::<U, 3>(panel, rest, b, count, rest_sums),
-                4 => multiply_rest::<U, 4>(panel, rest, b, count, rest_sums),
-                5 => multiply_rest::<U, 5>(panel, rest, b, count, rest_sums),
+                1 => multiply_rest::<U, 1>(panel, rest, b, count, rest_sums, rest_out),
+                2 => multiply_rest::<U, 2>(panel, rest, b, count, rest_sums, rest_out),
+                3 => multiply_rest::<U, 3>(panel, rest, b, count, rest_sums, rest_out),
+                4 => multiply_rest::<U, 4>(panel, rest, b, count, rest_sums, rest_out),
+                5 => multiply_rest::<U, 5>(panel, rest, b, count, rest_sums, rest_out),
                 _ => {}
             }
         });
@@ -81,7 +82,7 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn panel_by_panel<U: Unpack>(
     tile: &Tile<'_>,
-    mut multiply: impl FnMut(&Panel, usize, usize, &mut [Lanes]),
+    mut multiply: impl FnMut(&Panel, usize, usize, &mut [Lanes], Out),
 ) {
     let mut panel = Panel::EMPTY;
     let mut room = [const { MaybeUninit::<Lanes>::uninit() }; MAX_TILE_ROWS];
@@ -89,6 +90,7 @@ pub(super) unsafe fn panel_by_panel<U: Unpack>(
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
+        let out = Out::new(tile, first..first + rows);
         // The next panel follows in memory.
         let mut source =
             Source::new(tile.w[first * tile.row_bytes..].as_ptr(), tile.row_bytes, rows);
@@ -97,11 +99,7 @@ pub(super) unsafe fn panel_by_panel<U: Unpack>(
             source.go_to(b * U::BYTES, count * U::BYTES);
             // SAFETY: `TileFn`'s conditions: the weight rows have `count` blocks from `b`.
             unsafe { U::unpack(&source, count, &mut panel) };
-            multiply(&panel, b, count, sums);
-        }
-        for (i, sums) in sums.iter().enumerate() {
-            // SAFETY: `out` is valid for `rows` products of activation row `i` from weight row `first`.
-            unsafe { store(sums, blocks, tile.out.add(i * tile.stride + first), rows) };
+            multiply(&panel, b, count, sums, out);
         }
     }
 }
@@ -116,10 +114,11 @@ unsafe fn multiply_rest<U: Unpack, const N: usize>(
     b: usize,
     count: usize,
     sums: &mut [Lanes],
+    out: Out,
 ) {
     let (Some(x), Some(sums)) = (x.first_chunk(), sums.first_chunk_mut()) else { return };
     // SAFETY: by the caller.
-    unsafe { multiply::<U, N>(panel, x, b, count, sums) }
+    unsafe { multiply::<U, N>(panel, x, b, count, sums, out) }
 }
 
 /// Adds the products of the panel's `count` blocks, which are blocks `b` and on of their rows.
@@ -133,14 +132,15 @@ unsafe fn multiply<U: Unpack, const N: usize>(
     b: usize,
     count: usize,
     sums: &mut [Lanes; N],
+    out: Out,
 ) {
     // SAFETY: by the caller.
     unsafe {
         if U::BLOCKS == 1 {
-            super_block::<U, N>(panel, x, b, sums);
+            super_block::<U, N>(panel, x, b, sums, out);
         } else {
             for i in 0..count {
-                block::<U, N>(panel, x, b + i, i, sums);
+                block::<U, N>(panel, x, b + i, i, sums, out);
             }
         }
     }
@@ -158,6 +158,7 @@ unsafe fn super_block<U: Unpack, const N: usize>(
     x: &[ActRow<'_>; N],
     b: usize,
     sums: &mut [Lanes; N],
+    out: Out,
 ) {
     let mut q = [std::ptr::null(); N];
     for n in 0..N {
@@ -178,7 +179,7 @@ unsafe fn super_block<U: Unpack, const N: usize>(
                 }
             }
         }
-        finish::<U, N>(panel, x, b, ints, sums);
+        finish::<U, N>(panel, x, b, ints, sums, out);
     }
 }
 
@@ -194,18 +195,20 @@ pub(super) unsafe fn finish<U: Unpack, const N: usize>(
     b: usize,
     ints: [[__m512i; 2]; N],
     sums: &mut [Lanes; N],
+    out: Out,
 ) {
     // SAFETY: by the caller.
     unsafe {
         let minima = times_sums(&panel.factors[..STEP / U::SUB / 2], x, b);
         let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
+        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
             if U::MINIMA {
                 let minus = subtract([_mm512_setzero_si512(); 2], minima[n]);
-                add(&mut sums[n], b, x_d, [(ints[n], d), (minus, dmin)]);
+                add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d), (minus, dmin)]);
             } else {
-                add(&mut sums[n], b, x_d, [(subtract(ints[n], minima[n]), d)]);
+                add(&mut sums[n], b, &fold, out.row(n), x_d, [(subtract(ints[n], minima[n]), d)]);
             }
         }
     }
@@ -224,6 +227,7 @@ unsafe fn block<U: Unpack, const N: usize>(
     b: usize,
     i: usize,
     sums: &mut [Lanes; N],
+    out: Out,
 ) {
     let mut q = [std::ptr::null(); N];
     let mut ints = [[_mm512_setzero_si512(); 2]; N];
@@ -238,32 +242,45 @@ unsafe fn block<U: Unpack, const N: usize>(
         }
         ints = dots(&panel.values[8 * i..][..8], &q, 0, ints);
         let d = floats(&panel.d[i]);
+        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
-            add(&mut sums[n], b, x_d, [(ints[n], d)]);
+            add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d)]);
         }
     }
 }
 
 /// Adds block `b`'s terms, integers times the weights' scale times the activations'. The first block of a lane takes no
 /// notice of what an earlier panel left there.
+///
+/// # Safety
+/// `out` is the row's.
 #[inline]
 #[target_feature(enable = "avx2,fma,avx512f")]
-fn add<const TERMS: usize>(
+unsafe fn add<const TERMS: usize>(
     sums: &mut Lanes,
     b: usize,
+    fold: &Fold,
+    out: Out,
     x_d: __m512,
     terms: [([__m512i; 2], [__m512; 2]); TERMS],
 ) {
-    let sum = &mut sums[b % LANES];
-    let mut total = if b < LANES { [_mm512_setzero_ps(); 2] } else { floats(sum) };
+    let mut total = if b < LANES { [_mm512_setzero_ps(); 2] } else { floats(&sums[b % LANES]) };
     for (ints, d) in terms {
         for half in 0..2 {
             let scale = _mm512_mul_ps(d[half], x_d);
             total[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[half]), scale, total[half]);
         }
     }
-    set(sum, total);
+    for other in fold.others() {
+        let other = floats(&sums[*other]);
+        total = [_mm512_add_ps(total[0], other[0]), _mm512_add_ps(total[1], other[1])];
+    }
+    match fold.to {
+        Some(lane) => set(&mut sums[lane], total),
+        // SAFETY: by the caller.
+        None => unsafe { put(out, total) },
+    }
 }
 
 #[inline]
@@ -342,22 +359,18 @@ unsafe fn times_sums<const N: usize>(
     ints
 }
 
-/// Writes `rows` products: the sums of the lanes that had any of `blocks` blocks, as [`crate::quant::sums`] adds them up.
+/// Writes one activation row's products.
 ///
 /// # Safety
-/// `out` is valid for them.
+/// The row is one of the tile's.
 #[inline]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn store(sums: &Lanes, blocks: usize, out: *mut f32, rows: usize) {
-    let lane = |i: usize| if i < blocks { floats(&sums[i]) } else { [_mm512_setzero_ps(); 2] };
-    let add = |[a, b]: [__m512; 2], [c, d]: [__m512; 2]| [_mm512_add_ps(a, c), _mm512_add_ps(b, d)];
-    let pair = |i: usize| add(lane(i), lane(i + 4));
-    let total = add(add(pair(0), pair(2)), add(pair(1), pair(3)));
-    let mask = u32::MAX >> (ROWS - rows);
-    // SAFETY: the mask leaves out what is not there.
+#[target_feature(enable = "avx512f")]
+unsafe fn put(out: Out, products: [__m512; 2]) {
+    let mask = u32::MAX >> (ROWS - out.rows);
+    // SAFETY: by the caller; the mask leaves out what is not there.
     unsafe {
-        _mm512_mask_storeu_ps(out, mask as u16, total[0]);
-        _mm512_mask_storeu_ps(out.wrapping_add(16), (mask >> 16) as u16, total[1]);
+        _mm512_mask_storeu_ps(out.at, mask as u16, products[0]);
+        _mm512_mask_storeu_ps(out.at.wrapping_add(16), (mask >> 16) as u16, products[1]);
     }
 }
 
