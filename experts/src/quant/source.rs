@@ -11,8 +11,9 @@ use std::cell::Cell;
 pub(super) struct Source<const ROWS: usize> {
     rows: [*const u8; ROWS],
     row_bytes: usize,
-    /// Where in each row the blocks begin.
+    /// Where in each row the blocks begin, and where those that are read next do.
     at: usize,
+    next: usize,
     /// What to ask for next, and where to stop.
     ahead: Cell<*const u8>,
     end: *const u8,
@@ -22,12 +23,13 @@ impl<const ROWS: usize> Source<ROWS> {
     /// `rows` rows, one after another from `w`; the last stands in for those beyond it.
     pub(super) fn new(w: *const u8, row_bytes: usize, rows: usize) -> Source<ROWS> {
         let row = |r: usize| w.wrapping_add(r.min(rows - 1) * row_bytes);
-        Source { rows: from_fn(row), row_bytes, at: 0, ahead: Cell::new(w), end: w }
+        Source { rows: from_fn(row), row_bytes, at: 0, next: 0, ahead: Cell::new(w), end: w }
     }
 
     /// Moves on to the blocks at `at`, of `len` bytes a row.
     pub(super) fn go_to(&mut self, at: usize, len: usize) {
         self.at = at;
+        self.next = if at + len < self.row_bytes { at + len } else { ROWS * self.row_bytes };
         let ahead = self.rows[0].wrapping_add(ROWS * (self.row_bytes + at));
         self.ahead.set(ahead);
         self.end = ahead.wrapping_add(ROWS * len);
@@ -51,5 +53,14 @@ impl<const ROWS: usize> Source<ROWS> {
             self.ahead.set(line.wrapping_add(64));
         }
         self.row(r)
+    }
+
+    /// Where byte `at` of row `r`'s blocks is, on a visit that reads up to a line there, and asks for as much of the row's next
+    /// blocks from the second cache.
+    #[inline]
+    #[target_feature(enable = "sse")]
+    pub(super) fn visit_line(&self, r: usize, at: usize) -> *const u8 {
+        _mm_prefetch::<_MM_HINT_T0>(self.rows[r].wrapping_add(self.next + at + 63).cast());
+        self.visit(r).wrapping_add(at)
     }
 }

@@ -46,15 +46,15 @@ impl<const FIVE: bool> Unpack for K<FIVE> {
         for first in [0, 16] {
             // SAFETY: by the caller; what is loaded lies within the block.
             unsafe {
-                let row = |r: usize| source.visit(first + r);
-                k_scales(heads(row), first, panel);
+                let row = |r: usize, at: usize| source.visit_line(first + r, at);
+                k_scales(heads(|r| row(r, 0)), first, panel);
                 let fifth = match FIVE {
-                    true => lanes(|r| load(row(r).add(q5_k::QH))),
+                    true => lanes(|r| load(row(r, q5_k::QH))),
                     false => [_mm512_setzero_si512(); 16],
                 };
                 for half in 0..2 {
                     let qs = if FIVE { q5_k::QS } else { q4_k::QS } + 64 * half;
-                    let q = lanes(|r| load(row(r).add(qs)));
+                    let q = lanes(|r| load(row(r, qs)));
                     for (i, q) in q.into_iter().enumerate() {
                         let (sub, i) = (4 * half + 2 * (i / 8), i % 8);
                         let mut low = _mm512_and_si512(q, nibble);
@@ -114,8 +114,8 @@ impl Unpack for Q6K {
         for first in [0, 16] {
             // SAFETY: by the caller; what is loaded lies within the block.
             unsafe {
-                let row = |r: usize| source.visit(first + r);
-                let scales = heads(|r| row(r).add(q6_k::SCALES));
+                let row = |r: usize, at: usize| source.visit_line(first + r, at);
+                let scales = heads(|r| row(r, q6_k::SCALES));
                 for (sub, scales) in (0..16).map(|sub| (sub, scales[sub / 4])) {
                     let up = _mm512_set1_epi32(24 - 8 * (sub as i32 % 4));
                     let scale = _mm512_srai_epi32::<24>(_mm512_sllv_epi32(scales, up));
@@ -133,11 +133,11 @@ impl Unpack for Q6K {
                     let both = _mm512_or_si512(low, _mm512_slli_epi32::<16>(high));
                     store(&mut factors[first..], _mm512_slli_epi16::<5>(both));
                 }
-                let d = |r: usize| row(r).add(q6_k::D).cast::<i16>().read_unaligned();
+                let d = |r: usize| row(r, q6_k::D).cast::<i16>().read_unaligned();
                 store_floats(&mut panel.d[0][first..], halves(d));
                 for half in 0..2 {
-                    let q = lanes(|r| load(row(r).add(64 * half)));
-                    let pairs = lanes(|r| load_half(row(r).add(q6_k::QH + 32 * half)));
+                    let q = lanes(|r| load(row(r, 64 * half)));
+                    let pairs = lanes(|r| load_half(row(r, q6_k::QH + 32 * half)));
                     for k in 0..4 {
                         for i in 0..8 {
                             let q = q[8 * (k % 2) + i];
@@ -170,7 +170,7 @@ impl<const NIBBLES: bool> Unpack for Blocks<NIBBLES> {
                 unsafe {
                     let row = |r: usize| source.row(first + r).add(b * Self::BYTES);
                     let d = |r: usize| {
-                        source.visit(first + r).add(b * Self::BYTES).cast::<i16>().read_unaligned()
+                        source.visit_line(first + r, b * Self::BYTES).cast::<i16>().read_unaligned()
                     };
                     store_floats(&mut panel.d[b][first..], halves(d));
                     if NIBBLES {
