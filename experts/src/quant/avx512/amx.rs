@@ -12,7 +12,7 @@ use super::load;
 use super::panel::{self, Lanes, Panel, STEP, finish, panel_by_panel, vectors};
 use super::unpack::{ROWS, Unpack};
 use crate::activations::Lines;
-use crate::quant::sums::Out;
+use crate::quant::fold::Out;
 use crate::quant::{ActRow, Tile};
 
 /// Activation rows of an instruction.

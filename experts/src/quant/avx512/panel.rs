@@ -9,8 +9,9 @@ use std::mem::MaybeUninit;
 
 use super::load;
 use super::unpack::{ROWS, Unpack};
+use crate::quant::fold::{Fold, Out};
 use crate::quant::source::Source;
-use crate::quant::sums::{Fold, LANES, Out};
+use crate::quant::sums::LANES;
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 
 /// Activation rows that are multiplied together.
