@@ -1,4 +1,5 @@
-//! The end of products that are kept as [sums](super::sums) of lanes while many are in the making.
+//! The end of products that are kept as [sums](super::sums) of lanes while many are in the making. (Not with AVX2, whose
+//! kernels multiply two rows at a time: a last pass over all sums is sooner done there.)
 
 use std::ops::Range;
 

@@ -9,7 +9,6 @@ use std::mem::MaybeUninit;
 use super::dot::Dot;
 use super::load;
 use super::unpack::{ROWS, Unpack};
-use crate::quant::fold::{Fold, Out};
 use crate::quant::source::Source;
 use crate::quant::sums::LANES;
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
@@ -60,7 +59,6 @@ pub(super) unsafe fn tile<U: Unpack, D: Dot>(tile: &Tile<'_>) {
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
-        let out = Out::new(tile, first..first + rows);
         // The next panel follows in memory.
         let mut source =
             Source::new(tile.w[first * tile.row_bytes..].as_ptr(), tile.row_bytes, rows);
@@ -72,17 +70,20 @@ pub(super) unsafe fn tile<U: Unpack, D: Dot>(tile: &Tile<'_>) {
                 U::unpack::<D>(&source, count, &mut panel);
                 let (batches, rest) = tile.x.as_chunks::<BATCH>();
                 let (batch_sums, rest_sums) = sums.as_chunks_mut::<BATCH>();
-                for (i, (x, sums)) in batches.iter().zip(batch_sums).enumerate() {
-                    multiply::<U, D, BATCH>(&panel, x, b, count, sums, out.row(BATCH * i));
+                for (x, sums) in batches.iter().zip(batch_sums) {
+                    multiply::<U, D, BATCH>(&panel, x, b, count, sums);
                 }
-                let rest_out = out.row(BATCH * batches.len());
                 match rest.len() {
-                    1 => multiply_rest::<U, D, 1>(&panel, rest, b, count, rest_sums, rest_out),
-                    2 => multiply_rest::<U, D, 2>(&panel, rest, b, count, rest_sums, rest_out),
-                    3 => multiply_rest::<U, D, 3>(&panel, rest, b, count, rest_sums, rest_out),
+                    1 => multiply_rest::<U, D, 1>(&panel, rest, b, count, rest_sums),
+                    2 => multiply_rest::<U, D, 2>(&panel, rest, b, count, rest_sums),
+                    3 => multiply_rest::<U, D, 3>(&panel, rest, b, count, rest_sums),
                     _ => {}
                 }
             }
+        }
+        for (i, sums) in sums.iter().enumerate() {
+            // SAFETY: `out` is valid for `rows` products of activation row `i` from weight row `first`.
+            unsafe { store(sums, tile.out.add(i * tile.stride + first), rows) };
         }
     }
 }
@@ -97,11 +98,10 @@ unsafe fn multiply_rest<U: Unpack, D: Dot, const N: usize>(
     b: usize,
     count: usize,
     sums: &mut [Lanes],
-    out: Out,
 ) {
     let (Some(x), Some(sums)) = (x.first_chunk(), sums.first_chunk_mut()) else { return };
     // SAFETY: by the caller.
-    unsafe { multiply::<U, D, N>(panel, x, b, count, sums, out) }
+    unsafe { multiply::<U, D, N>(panel, x, b, count, sums) }
 }
 
 /// Adds the products of the panel's `count` blocks, which are blocks `b` and on of their rows.
@@ -115,15 +115,14 @@ unsafe fn multiply<U: Unpack, D: Dot, const N: usize>(
     b: usize,
     count: usize,
     sums: &mut [Lanes; N],
-    out: Out,
 ) {
     // SAFETY: by the caller.
     unsafe {
         if U::BLOCKS == 1 {
-            super_block::<U, D, N>(panel, x, b, sums, out);
+            super_block::<U, D, N>(panel, x, b, sums);
         } else {
             for i in 0..count {
-                block::<U, D, N>(panel, x, b + i, i, sums, out);
+                block::<U, D, N>(panel, x, b + i, i, sums);
             }
         }
     }
@@ -141,7 +140,6 @@ unsafe fn super_block<U: Unpack, D: Dot, const N: usize>(
     x: &[ActRow<'_>; N],
     b: usize,
     sums: &mut [Lanes; N],
-    out: Out,
 ) {
     let mut q = [std::ptr::null(); N];
     for n in 0..N {
@@ -158,14 +156,13 @@ unsafe fn super_block<U: Unpack, D: Dot, const N: usize>(
         }
         let minima = times_sums::<D, N>(&panel.factors[..STEP / U::SUB / 2], x, b);
         let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
-        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm256_set1_ps(*x[n].d.get_unchecked(b));
             if U::MINIMA {
                 let minus = subtract([_mm256_setzero_si256(); 2], minima[n]);
-                add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d), (minus, dmin)]);
+                add(&mut sums[n], b, x_d, [(ints[n], d), (minus, dmin)]);
             } else {
-                add(&mut sums[n], b, &fold, out.row(n), x_d, [(subtract(ints[n], minima[n]), d)]);
+                add(&mut sums[n], b, x_d, [(subtract(ints[n], minima[n]), d)]);
             }
         }
     }
@@ -184,7 +181,6 @@ unsafe fn block<U: Unpack, D: Dot, const N: usize>(
     b: usize,
     i: usize,
     sums: &mut [Lanes; N],
-    out: Out,
 ) {
     let mut q = [std::ptr::null(); N];
     let mut ints = [[_mm256_setzero_si256(); 2]; N];
@@ -202,45 +198,32 @@ unsafe fn block<U: Unpack, D: Dot, const N: usize>(
             ints = dots::<D, N>(w, &q, 0, ints, [scale; 2]);
         }
         let d = floats(&panel.d[i]);
-        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm256_set1_ps(*x[n].d.get_unchecked(b));
-            add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d)]);
+            add(&mut sums[n], b, x_d, [(ints[n], d)]);
         }
     }
 }
 
 /// Adds block `b`'s terms, integers times the weights' scale times the activations'. The first block of a lane takes no
 /// notice of what an earlier panel left there.
-///
-/// # Safety
-/// `out` is the row's.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn add<const TERMS: usize>(
+fn add<const TERMS: usize>(
     sums: &mut Lanes,
     b: usize,
-    fold: &Fold,
-    out: Out,
     x_d: __m256,
     terms: [([__m256i; 2], [__m256; 2]); TERMS],
 ) {
-    let mut total = if b < LANES { [_mm256_setzero_ps(); 2] } else { floats(&sums[b % LANES]) };
+    let sum = &mut sums[b % LANES];
+    let mut total = if b < LANES { [_mm256_setzero_ps(); 2] } else { floats(sum) };
     for (ints, d) in terms {
         for half in 0..2 {
             let scale = _mm256_mul_ps(d[half], x_d);
             total[half] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(ints[half]), scale, total[half]);
         }
     }
-    for other in fold.others() {
-        let other = floats(&sums[*other]);
-        total = [_mm256_add_ps(total[0], other[0]), _mm256_add_ps(total[1], other[1])];
-    }
-    match fold.to {
-        Some(lane) => set(&mut sums[lane], total),
-        // SAFETY: by the caller.
-        None => unsafe { put(out, total) },
-    }
+    set(sum, total);
 }
 
 #[inline]
@@ -325,17 +308,19 @@ unsafe fn times_sums<D: Dot, const N: usize>(
     ints
 }
 
-/// Writes one activation row's products.
+/// Writes `rows` products: the lanes' sums as [`crate::quant::sums`] adds them up.
 ///
 /// # Safety
-/// The row is one of the tile's.
+/// `out` is valid for them.
 #[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn put(out: Out, products: [__m256; 2]) {
-    let mut all = [0.0; ROWS];
-    set(&mut all, products);
-    // SAFETY: by the caller; a tile's last panel may be of fewer rows.
-    unsafe { out.at.copy_from_nonoverlapping(all.as_ptr(), out.rows) };
+#[target_feature(enable = "avx2,fma")]
+unsafe fn store(sums: &Lanes, out: *mut f32, rows: usize) {
+    let add = |[a, b]: [__m256; 2], [c, d]: [__m256; 2]| [_mm256_add_ps(a, c), _mm256_add_ps(b, d)];
+    let pair = |i: usize| add(floats(&sums[i]), floats(&sums[i + 4]));
+    let mut total = [0.0; ROWS];
+    set(&mut total, add(add(pair(0), pair(2)), add(pair(1), pair(3))));
+    // SAFETY: by the caller.
+    unsafe { out.copy_from_nonoverlapping(total.as_ptr(), rows) };
 }
 
 #[inline]
