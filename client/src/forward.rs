@@ -1,11 +1,6 @@
 //! The forward pass, as the papers write it: embed, attend, experts, read out.
 
-use outrigger_experts::ops::{self, Attention, AttentionScratch, attend};
-use outrigger_experts::{
-    Activations, LayerTensors, ModelSpec, Tensor, dequantize, matmul, matmul_many,
-};
-use outrigger_router::Routing;
-use tokio::time::Instant;
+use std::time::Duration;
 
 use crate::engine::Engine;
 use crate::error::Result;
@@ -13,6 +8,11 @@ use crate::kv::KvCache;
 use crate::moe::{Moe, MoeScratch};
 use crate::pass::Pass;
 use crate::trunk::TrunkLayer;
+use outrigger_experts::ops::{self, Attention, AttentionScratch, attend};
+use outrigger_experts::{
+    Activations, LayerTensors, ModelSpec, Tensor, dequantize, matmul, matmul_many,
+};
+use outrigger_router::Routing;
 
 /// Buffers that one session reuses from pass to pass.
 pub(crate) struct Scratch {
@@ -100,21 +100,21 @@ impl Forward<'_> {
     /// Computes `rows`, positions ascending: those that the cache holds already again, and new ones behind it. Every
     /// row sees the others before it as this pass makes them.
     pub(crate) async fn run(mut self, rows: &[Row]) -> Result<Pass> {
-        let deadline = Instant::now() + self.engine.config.patience(rows.len());
+        let mut patience = self.engine.config.patience(rows.len());
         let mut pass = Pass::new(rows.len());
         self.embed(rows);
         for layer in 0..self.engine.model.layers.len() {
-            self.layer(layer, deadline, &mut pass).await?;
+            self.layer(layer, &mut patience, &mut pass).await?;
         }
         self.kv.commit(rows.last().map_or(0, |row| row.position + 1));
         Ok(pass)
     }
 
-    /// x += attention(x); x += experts(norm(x))
+    /// x += attention(x); x += experts(norm(x)), which waits for servers no longer than `patience`, less what it waited.
     pub(crate) async fn layer(
         &mut self,
         layer: usize,
-        deadline: Instant,
+        patience: &mut Duration,
         pass: &mut Pass,
     ) -> Result<()> {
         let engine = self.engine;
@@ -124,7 +124,7 @@ impl Forward<'_> {
         let Scratch { positions, x, h, moe, .. } = &mut *self.scratch;
         multiply(engine, &tensors.router, h, &mut moe.router_logits);
         let token = positions.first().map_or(0, |position| *position);
-        Moe { engine, layer, token, deadline, h, scratch: moe, pass }.run(x).await
+        Moe { engine, layer, token, patience, h, scratch: moe, pass }.run(x).await
     }
 
     /// x = the rows' embeddings

@@ -1,5 +1,7 @@
 //! One layer's experts: route, place, dispatch, run what is here meanwhile, combine, repair what is missing.
 
+use std::time::Duration;
+
 use outrigger_experts::{
     ActFormat, Activations, ExpertTensors, FfnScratch, Pool, StandIn, run_experts,
 };
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 use crate::config::{Elsewhere, OnMiss};
 use crate::engine::Engine;
 use crate::error::{Error, Result};
-use crate::fleet::{Landed, Outgoing};
+use crate::fleet::{Landed, Outgoing, Roster};
 use crate::pass::Pass;
 
 /// Buffers that one session reuses from layer to layer.
@@ -43,8 +45,8 @@ pub(crate) struct Moe<'a> {
     pub(crate) layer: usize,
     /// Position of the first row.
     pub(crate) token: usize,
-    /// When the pass stops waiting for servers.
-    pub(crate) deadline: Instant,
+    /// How long the pass may still wait for servers. What it computes meanwhile does not count.
+    pub(crate) patience: &'a mut Duration,
     /// The normed rows.
     pub(crate) h: &'a mut Activations,
     pub(crate) scratch: &'a mut MoeScratch,
@@ -75,15 +77,18 @@ impl Moe<'_> {
                 let retry = self.on_missing(placement.missing, &mut missing, &mut failed).await?;
                 work.extend(retry);
             }
-            let deadline = self.deadline;
+            let patience = *self.patience;
             let outgoing = self.outgoing(placement.remote);
-            let flight = engine.fleet.start(outgoing, deadline).await;
+            let flight = engine.fleet.start(outgoing, patience).await;
             if std::mem::take(&mut first) {
                 self.run_shared();
                 self.run_favoured()?;
             }
             work.extend(self.run_local(&placement.local)?);
-            work.extend(self.merge(flight.land().await, &mut failed));
+            let waiting = Instant::now();
+            let landed = flight.land().await;
+            *self.patience = patience.saturating_sub(waiting.elapsed());
+            work.extend(self.merge(landed, &mut failed));
             work = regroup(work);
         }
         self.admit(&missing)?;
@@ -121,7 +126,11 @@ impl Moe<'_> {
         let engine = self.engine;
         engine.residency(self.layer, &mut self.scratch.residency);
         let costs = Costs { cold_load: engine.store.cold_load(self.layer) };
-        let roster = engine.fleet.roster(failed);
+        // An answer that nobody would wait for is not asked for.
+        let roster = match self.patience.is_zero() {
+            true => Roster::default(),
+            false => engine.fleet.roster(failed),
+        };
         place(work, &self.scratch.residency, &roster.sites(self.layer), &costs)
     }
 
@@ -241,14 +250,22 @@ impl Moe<'_> {
             OnMiss::Wait => {
                 self.engine.fleet.wait_for_change().await;
                 failed.clear();
-                self.deadline = Instant::now() + self.engine.config.patience(self.pass.rows());
+                *self.patience = self.engine.config.patience(self.pass.rows());
                 Ok(groups)
             }
             OnMiss::Fail => Err(Error::Missing {
                 layer: self.layer,
                 experts: groups.iter().map(|group| group.expert).collect(),
-                reason: self.engine.fleet.last_fault(),
+                reason: self.fault(),
             }),
+        }
+    }
+
+    /// Why experts are missing.
+    fn fault(&self) -> String {
+        match self.patience.is_zero() {
+            true => "the token has waited for servers as long as it may".to_owned(),
+            false => self.engine.fleet.last_fault(),
         }
     }
 
@@ -303,7 +320,7 @@ impl Moe<'_> {
             return Ok(());
         }
         self.pass.tally.missing += calls(missing);
-        self.pass.fault = Some(self.engine.fleet.last_fault());
+        self.pass.fault = Some(self.fault());
         let experts = || missing.iter().map(|group| group.expert).collect::<Vec<_>>();
         tracing::debug!(token = self.token, layer = self.layer, experts = ?experts(), "missing");
         let engine = self.engine;

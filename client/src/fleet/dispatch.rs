@@ -75,6 +75,9 @@ impl Answer {
 pub(crate) enum CallError {
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
+    /// The server was not late: the token had waited for others before.
+    #[error("no answer within the {} ms that were left to the token", .0.as_millis())]
+    Impatient(Duration),
     #[error("serves another model (`{found}`)")]
     WrongModel { found: String },
     #[error("bad answer: {0}")]
@@ -115,7 +118,7 @@ impl Flight {
     }
 }
 
-pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
+pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, patience: Duration) -> Flight {
     let (mut calls, mut near) = (JoinSet::new(), false);
     for (id, share) in outgoing.shares {
         let Some(server) = fleet.server(id) else {
@@ -142,10 +145,11 @@ pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Insta
         let width = fleet.identity.width;
         let started = Instant::now();
         let expert_rows = share.iter().map(|group| group.rows.len()).sum();
-        let deadline = match fleet.config.on_miss {
-            OnMiss::Wait => deadline,
-            OnMiss::Degrade | OnMiss::Fail => deadline.min(started + server.deadline(expert_rows)),
+        let usual = match fleet.config.on_miss {
+            OnMiss::Wait => patience,
+            OnMiss::Degrade | OnMiss::Fail => server.deadline(expert_rows),
         };
+        let limit = usual.min(patience);
         calls.spawn(async move {
             let expected = Expected::of(&request, &share, width);
             let called = async {
@@ -154,9 +158,10 @@ pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, deadline: Insta
                 call.metadata_mut().insert(REQUEST_ID, name.parse().expect("it is ASCII"));
                 Ok(client.forward(call).await?.into_inner())
             };
-            let response = match tokio::time::timeout_at(deadline, called).await {
+            let response = match tokio::time::timeout(limit, called).await {
                 Ok(response) => response,
-                Err(_) => Err(CallError::Timeout(deadline - started)),
+                Err(_) if limit < usual => Err(CallError::Impatient(limit)),
+                Err(_) => Err(CallError::Timeout(limit)),
             };
             let bytes_down = response.as_ref().map_or(0, |r| r.encoded_len() as u64);
             let answer = response.and_then(|response| {
@@ -228,7 +233,7 @@ impl CallError {
     /// In a word, for metrics.
     pub(super) fn kind(&self) -> &'static str {
         match self {
-            CallError::Timeout(_) => "timeout",
+            CallError::Timeout(_) | CallError::Impatient(_) => "timeout",
             CallError::WrongModel { .. } => "wrong_model",
             CallError::BadAnswer(_) => "bad_answer",
             CallError::Overloaded { .. } => "overloaded",
@@ -239,7 +244,7 @@ impl CallError {
     /// What the link makes of it.
     pub(super) fn failure(&self) -> Failure {
         match self {
-            CallError::Timeout(_) => Failure::Timeout,
+            CallError::Timeout(_) | CallError::Impatient(_) => Failure::Timeout,
             CallError::WrongModel { .. } => Failure::WrongModel,
             CallError::BadAnswer(_) => Failure::BadAnswer,
             CallError::Overloaded { retry_after, .. } => {

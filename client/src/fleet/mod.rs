@@ -41,7 +41,7 @@ pub struct ServerStatus {
     pub state: LinkState,
     /// Smoothed round trip, without the server's compute.
     pub trip: Duration,
-    /// The last fault, if any.
+    /// Why the last call or probe failed, if it did.
     pub fault: Option<String>,
 }
 
@@ -147,7 +147,7 @@ impl Fleet {
     /// do not all run to the one that was fastest a moment ago.
     pub(crate) fn roster(&self, failed: &[u16]) -> Roster {
         if self.is_offline() {
-            return Roster(Vec::new());
+            return Roster::default();
         }
         let members = self.members.all();
         let usable = members.iter().filter(|server| !failed.contains(&server.id));
@@ -165,8 +165,8 @@ impl Fleet {
     }
 
     /// Sends each server its part of a layer; returns when that is on its way.
-    pub(crate) async fn start(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Flight {
-        dispatch::start(self, outgoing, deadline).await
+    pub(crate) async fn start(&self, outgoing: Outgoing<'_>, patience: Duration) -> Flight {
+        dispatch::start(self, outgoing, patience).await
     }
 
     /// Why the last call or probe failed, of the server that failed last.
@@ -211,6 +211,7 @@ fn two_of_each(mut entries: Vec<RosterEntry>, draw: u64) -> Vec<RosterEntry> {
 }
 
 /// One moment's usable servers.
+#[derive(Default)]
 pub(crate) struct Roster(Vec<RosterEntry>);
 
 pub(crate) struct RosterEntry {

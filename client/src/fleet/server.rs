@@ -250,7 +250,9 @@ impl Server {
     pub(super) fn on_success(&self, trip: Duration, rows: usize) {
         let now = self.now();
         self.metrics.answered(&self.url, trip);
-        self.state().link.on_success(now, trip, rows);
+        let mut state = self.state();
+        state.link.on_success(now, trip, rows);
+        state.fault = None;
     }
 
     pub(super) fn on_failure(&self, error: &CallError) {
@@ -258,8 +260,11 @@ impl Server {
         tracing::debug!(server = %self.url, %error, "call failed");
         self.metrics.failed(&self.url, error.kind());
         let mut state = self.state();
-        state.link.on_failure(now, error.failure());
         state.fault = Some((now, error.to_string()));
+        if matches!(error, CallError::Impatient(_)) {
+            return;
+        }
+        state.link.on_failure(now, error.failure());
         if state.link.state(now) != LinkState::Up {
             // A half-open connection would swallow the probes too: they dial afresh.
             state.peer = None;

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::config::KvType;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -77,9 +75,9 @@ impl Walk {
         for at in 0..self.windows.len() {
             self.scratch.place(&self.windows[at], &mut self.streams[at]);
             // Nothing is remote, so nothing is waited for.
-            let deadline = Instant::now() + Duration::from_secs(3600);
+            let mut patience = Duration::from_secs(3600);
             let mut pass = Pass::new(self.windows[at].len());
-            self.forward().layer(layer, deadline, &mut pass).await?;
+            self.forward().layer(layer, &mut patience, &mut pass).await?;
             self.scratch.place(&self.windows[at], &mut self.streams[at]);
             self.record(at, &mut seen);
         }
