@@ -95,6 +95,22 @@ fn latency_beyond_the_deadline_degrades_and_heals() {
     }
 }
 
+/// A token has time for some of its layers. That the rest is not waited for is no fault of the server's, which stays in use.
+#[test]
+fn a_link_too_slow_for_all_layers_of_a_token_serves_some_of_each() {
+    for seed in SEEDS {
+        let script = [(secs(1.0), Event::Latency(Duration::from_millis(35)))];
+        let outcome = run(seed, secs(6.0), &script);
+        check_safety(&outcome.tokens);
+        let seen = between(&outcome.tokens, 1.5, 6.0);
+        for seen in &seen {
+            assert!(seen.token.tally.remote > 0, "at {:?}: {:?}", seen.asked, seen.token.fault);
+        }
+        let lacking = seen.iter().filter(|seen| seen.token.coverage < 1.0).count();
+        assert!(2 * lacking > seen.len(), "{lacking} of {}", seen.len());
+    }
+}
+
 /// Some requests, to see whether it is wide again, but no queue of them that is in the way once it is.
 #[test]
 fn a_link_that_gets_narrow_is_asked_for_less() {
