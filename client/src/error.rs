@@ -145,6 +145,12 @@ pub enum Error {
         /// The size of the vocabulary.
         vocab: usize,
     },
+    /// What the model computed is no number: its weights are damaged, or it is not what its header says.
+    #[error("what the model makes of token {position} is not a number: its weights are damaged")]
+    NotANumber {
+        /// The token's position in the text.
+        position: usize,
+    },
     /// A session was stepped before it was given a token.
     #[error("the session is empty: push a token before the first step")]
     Empty,

@@ -124,7 +124,8 @@ impl Session {
     /// Computes on the calling thread and the engine's pool; calls to servers need the runtime's other threads.
     ///
     /// # Errors
-    /// Nothing pending, a full context, an unreadable file, or missing experts where the configuration says to fail.
+    /// Nothing pending, a full context, an unreadable file, logits that are no numbers, or missing experts where the
+    /// configuration says to fail.
     pub async fn step(&mut self) -> Result<Token> {
         let started = Instant::now();
         let (settled, tail) = (self.settled, self.done.len());
@@ -188,6 +189,9 @@ impl Session {
             let rows = healed + new;
             let shown: Vec<usize> = if all { (healed..rows).collect() } else { vec![rows - 1] };
             self.scratch.read_out(&self.engine, &shown, &mut self.logits);
+            if self.logits.iter().any(|logit| logit.is_nan()) {
+                return Err(Error::NotANumber { position: self.done.len() - 1 });
+            }
             show(&self.logits);
             pass.skip(healed);
             total.append(pass);

@@ -142,6 +142,22 @@ async fn bad_input_is_refused_and_costs_nothing() {
     assert!(matches!(Engine::open(config).await, Err(Error::ServerUrl { .. })));
 }
 
+/// A model whose weights are no numbers says so instead of something.
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_that_are_no_numbers_are_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("damaged.gguf");
+    let mut bytes = std::fs::read(fixtures::demo_model()).expect("it is there");
+    let end = bytes.len();
+    bytes[end - (1 << 20)..].fill(0xff);
+    std::fs::write(&path, bytes).expect("there is room");
+    let engine = Engine::open(EngineConfig::new(path)).await.expect("its header is whole");
+    let mut session = greedy(&engine);
+    session.push_text("Once upon a time").expect("it fits");
+    let failed = session.step().await;
+    assert!(matches!(failed, Err(Error::NotANumber { .. })), "{failed:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_miss_fail_says_what_is_missing_and_loses_no_token() {
     let server = LoopbackServer::start(&fixtures::demo_model(), None).await;
