@@ -29,6 +29,8 @@ const BODY_BYTES: usize = 64 << 10;
 const TOKEN_BYTES: usize = 32;
 /// Events that a reader may be behind: then the generation waits for it.
 const EVENTS: usize = 32;
+/// What each model has a page below.
+const MODELS: &str = "/v1/models/";
 
 /// What all requests share.
 pub(super) struct Service {
@@ -62,11 +64,18 @@ impl Service {
         let (expected, endpoint) = match path {
             "/v1/chat/completions" => (Method::POST, Some(Endpoint::Chat)),
             "/v1/completions" => (Method::POST, Some(Endpoint::Completions)),
-            _ => (Method::GET, None),
+            "/health" | "/metrics" | "/v1/models" => (Method::GET, None),
+            _ if path.starts_with(MODELS) => (Method::GET, None),
+            _ => return Err(nothing_at(path)),
+        };
+        // Whoever looks whether there is something gets the head of the answer.
+        let asked = match *request.method() == Method::HEAD {
+            true => &Method::GET,
+            false => request.method(),
         };
         let ok = |value: &Value| Ok(Reply::json(StatusCode::OK, value));
         match (endpoint, path) {
-            _ if request.method() != expected => Err(wrong_method(request.method(), expected)),
+            _ if *asked != expected => Err(wrong_method(asked, expected)),
             (Some(endpoint), _) => self.complete(endpoint, request.into_body()).await,
             (None, "/health") => ok(&json!({ "status": "ok" })),
             (None, "/metrics") => {
@@ -74,10 +83,9 @@ impl Service {
                 Ok(Reply::text(StatusCode::OK, METRICS, text))
             }
             (None, "/v1/models") => ok(&json!({ "object": "list", "data": [self.model()] })),
-            (None, path) => match path.strip_prefix("/v1/models/") {
+            (None, path) => match path.strip_prefix(MODELS) {
                 Some(name) if name == self.rules.model => ok(&self.model()),
-                Some(name) => Err(unknown_model(name, &self.rules.model)),
-                None => Err(nothing_at(path)),
+                name => Err(unknown_model(name.unwrap_or_default(), &self.rules.model)),
             },
         }
     }

@@ -63,6 +63,13 @@ async fn other_paths_and_methods_are_refused() {
     }
     assert_eq!(served.get("/v1/completions").await.status, 405);
     assert_eq!(served.post("/v1/models", &json!({})).await.status, 405);
+    assert_eq!(served.post("/v1/embeddings", &json!({})).await.status, 404);
+    let head = ask(
+        served.address,
+        "HEAD /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        b"",
+    );
+    assert_eq!(head.await.status, 200, "of a health check");
 }
 
 #[tokio::test(flavor = "multi_thread")]
