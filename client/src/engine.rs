@@ -9,7 +9,7 @@ use outrigger_experts::{
 };
 use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, Reply};
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
 use crate::kv::KvCache;
@@ -90,6 +90,11 @@ impl Engine {
         let engine = Arc::new(engine);
         tokio::spawn(follow(Arc::downgrade(&engine), memory_limit));
         Ok(engine)
+    }
+
+    /// Whether servers may round what they add up, so that the last digits depend on where experts ran.
+    pub(crate) fn rounds(&self) -> bool {
+        self.config.reply != Reply::Exact && !self.config.servers.is_empty()
     }
 
     /// Gives experts the memory that is left where this process may use `limit` bytes.

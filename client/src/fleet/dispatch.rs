@@ -189,6 +189,7 @@ struct Expected {
     rows: usize,
     width: usize,
     experts: Vec<u16>,
+    reply: Encoding,
 }
 
 impl Expected {
@@ -199,6 +200,7 @@ impl Expected {
             rows: request.rows as usize,
             width,
             experts: share.iter().map(|group| group.expert).collect(),
+            reply: request.reply(),
         }
     }
 
@@ -217,8 +219,13 @@ impl Expected {
                 None => return Err(CallError::BadAnswer(format!("not_run names expert {expert}"))),
             }
         }
-        // Sums that do not fit an f16 come as f32: the encoding is the answer's own.
         let (encoding, rows_sent) = (response.encoding(), self.rows);
+        // Sums that do not fit an f16 come as f32.
+        let wider = self.reply == Encoding::F16 && encoding == Encoding::F32;
+        if encoding != self.reply && !wider {
+            let (found, expected) = (encoding.as_str_name(), self.reply.as_str_name());
+            return Err(CallError::BadAnswer(format!("encoding {found}, expected {expected}")));
+        }
         let sums = encoding::decode_sums(encoding, rows_sent, self.width, &response.sums)
             .map_err(|error| CallError::BadAnswer(error.to_string()))?;
         Ok(Answer { rows, sums, not_run })

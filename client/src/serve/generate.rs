@@ -126,7 +126,8 @@ impl Job {
         let prompts = prompts(&self.sessions.engine, &self.request.prompt)?;
         let mut session = self.sessions.lease(place, &prompts[0])?;
         let prompt_tokens = prompts.iter().map(Vec::len).sum();
-        let mut usage = Usage { prompt_tokens, cached_tokens: 0, made: Made::nothing() };
+        let made = Made::nothing(self.sessions.engine.rounds());
+        let mut usage = Usage { prompt_tokens, cached_tokens: 0, made };
         for (p, prompt) in prompts.iter().enumerate() {
             for i in 0..self.request.n {
                 let mut sampler = self.request.sampler.clone();
@@ -178,7 +179,8 @@ impl Job {
         let room = self.sessions.engine.context() - session.len() + 1;
         let most = self.request.max_tokens.unwrap_or(room).min(room);
         let mut stops = Stops::new(&self.request.stops);
-        let (mut made, mut untold) = (Made::nothing(), Made::nothing());
+        let (mut made, mut untold) =
+            (Made::nothing(self.sessions.engine.rounds()), Made::nothing(false));
         made.rest_on(fault.clone());
         untold.rest_on(fault);
         let mut finish = Finish::Length;
@@ -214,7 +216,7 @@ impl Job {
         if text.is_empty() {
             return Ok(());
         }
-        let made = std::mem::replace(untold, Made::nothing());
+        let made = std::mem::replace(untold, Made::nothing(false));
         self.tell(Event::Text { choice, text, made }).await
     }
 

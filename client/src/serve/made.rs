@@ -13,19 +13,29 @@ pub(super) struct Made {
     standin: f64,
     least: f32,
     provisional: bool,
+    /// Servers may have rounded their sums.
+    rounded: bool,
     /// The last one's that had one.
     fault: Option<String>,
 }
 
 impl Made {
-    /// Of no token.
-    pub(super) fn nothing() -> Made {
-        let fault = None;
-        Made { tokens: 0, coverage: 0.0, standin: 0.0, least: 1.0, provisional: false, fault }
+    /// Of no token, where servers may round their sums or may not.
+    pub(super) fn nothing(rounded: bool) -> Made {
+        Made {
+            tokens: 0,
+            coverage: 0.0,
+            standin: 0.0,
+            least: 1.0,
+            provisional: false,
+            rounded,
+            fault: None,
+        }
     }
 
     pub(super) fn of(token: &Token) -> Made {
         Made {
+            rounded: false,
             tokens: 1,
             coverage: token.coverage.into(),
             standin: token.standin.into(),
@@ -41,6 +51,7 @@ impl Made {
         self.standin += other.standin;
         self.least = self.least.min(other.least);
         self.provisional |= other.provisional;
+        self.rounded |= other.rounded;
         if other.fault.is_some() {
             self.fault.clone_from(&other.fault);
         }
@@ -72,6 +83,6 @@ impl Made {
     }
 
     pub(super) fn is_exact(&self) -> bool {
-        !self.provisional
+        !self.provisional && !self.rounded
     }
 }

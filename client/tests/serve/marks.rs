@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use outrigger::proxy::{Conditions, FaultProxy, LinkFault};
-use outrigger::{EngineConfig, OnMiss};
+use outrigger::{EngineConfig, OnMiss, Reply};
 use outrigger_server::{ExpertServer, ServerConfig};
 use serde_json::{Value, json};
 
@@ -57,6 +57,16 @@ async fn with_a_server_answers_are_exact_and_those_of_the_full_model() {
     assert!(is_exact(&answer["choices"][0]["outrigger"]), "{answer}");
     assert_eq!(answer["usage"]["outrigger"]["exact"], true);
     assert_eq!(answer["choices"], full.complete(PROMPT, fields).await.json()["choices"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_sums_that_servers_round_are_not_called_exact() {
+    let link = server().await;
+    let device = connected(EngineConfig { reply: Reply::F16, ..patient() }, &link).await;
+    let answer = device.complete(PROMPT, json!({ "max_tokens": 4 })).await.json();
+    let (choice, usage) = (&answer["choices"][0]["outrigger"], &answer["usage"]["outrigger"]);
+    assert_eq!((&choice["coverage"], &choice["exact"]), (&json!(1.0), &json!(false)), "{answer}");
+    assert_eq!(usage["exact"], false, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
