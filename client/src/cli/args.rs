@@ -247,7 +247,8 @@ pub(crate) async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
         eprintln!("warning: {warning}");
     }
     for server in engine.servers() {
-        if let Some(fault) = server.fault {
+        if server.state != outrigger::LinkState::Up {
+            let fault = server.fault.as_deref().unwrap_or("it has not answered yet");
             eprintln!("warning: server {} is not used yet: {fault}", server.url);
         }
     }

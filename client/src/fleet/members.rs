@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Identity;
 use super::server::Server;
-use super::sources::Address;
+use super::sources::{Address, Unfound};
 use crate::config::EngineConfig;
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -23,6 +23,8 @@ pub(super) struct Members {
     metrics: Arc<Metrics>,
     /// Notified whenever a server comes up.
     pub(super) up: Arc<Notify>,
+    /// What was configured and leads to no server.
+    unfound: Mutex<Arc<Vec<Unfound>>>,
     /// Whether names and files were looked at.
     pub(super) looked: AtomicBool,
     epoch: Instant,
@@ -59,6 +61,7 @@ impl Members {
             identity,
             metrics,
             up: Arc::new(Notify::new()),
+            unfound: Mutex::default(),
             looked: AtomicBool::new(looked),
             epoch: Instant::now(),
             now: Mutex::default(),
@@ -69,6 +72,16 @@ impl Members {
     /// The servers, ascending by id.
     pub(super) fn all(&self) -> Arc<Vec<Arc<Server>>> {
         self.all.lock().expect("nothing panics under this lock").clone()
+    }
+
+    /// What was configured and leads to no server.
+    pub(super) fn unfound(&self) -> Arc<Vec<Unfound>> {
+        self.unfound.lock().expect("nothing panics under this lock").clone()
+    }
+
+    /// Replaces that.
+    pub(super) fn miss(&self, unfound: Vec<Unfound>) {
+        *self.unfound.lock().expect("nothing panics under this lock") = Arc::new(unfound);
     }
 
     fn server(&self, id: u16, address: &Address) -> Result<Server> {

@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 pub(crate) use dispatch::{Flight, Landed, Outgoing};
 use members::{Ending, Members};
 use server::{Held, Server};
-use sources::Sources;
+use sources::{Sources, Unfound};
 
 /// The model as both sides must have it.
 #[derive(Clone, Debug)]
@@ -89,6 +89,7 @@ impl Fleet {
                             "cannot use a server"
                         );
                     }
+                    members.miss(sources.unfound());
                     members.looked.store(true, Ordering::Relaxed);
                     tokio::time::sleep(LOOK_EVERY).await;
                 }
@@ -109,6 +110,7 @@ impl Fleet {
     pub(crate) async fn wait_up(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         while !self.members.looked.load(Ordering::Relaxed)
+            || !self.members.unfound().is_empty()
             || self.members.all().iter().any(|server| !server.is_up())
         {
             if Instant::now() >= until {
@@ -176,17 +178,27 @@ impl Fleet {
         }
         let members = self.members.all();
         let faults = members.iter().filter_map(|server| server.last_fault());
-        match faults.max_by_key(|fault| fault.0) {
-            Some((_, fault)) => fault,
-            None if self.members.all().is_empty() => "no server is configured".to_owned(),
+        if let Some((_, fault)) = faults.max_by_key(|fault| fault.0) {
+            return fault;
+        }
+        match self.members.unfound().first() {
+            Some(Unfound { server, why }) => format!("{server}: {why}"),
+            None if self.config.servers.is_empty() => "no server is configured".to_owned(),
             None if !self.any_up() => "no server has answered yet".to_owned(),
             None => "no server holds them".to_owned(),
         }
     }
 
-    /// Every server's state, in the order of the configuration.
+    /// The state of every server, and of what was configured and leads to none.
     pub(crate) fn status(&self) -> Vec<ServerStatus> {
-        self.members.all().iter().map(|server| server.status()).collect()
+        let unfound = |unfound: &Unfound| ServerStatus {
+            url: unfound.server.clone(),
+            state: LinkState::Probing,
+            trip: Duration::ZERO,
+            fault: Some(unfound.why.clone()),
+        };
+        let (members, lost) = (self.members.all(), self.members.unfound());
+        members.iter().map(|server| server.status()).chain(lost.iter().map(unfound)).collect()
     }
 }
 

@@ -12,12 +12,13 @@ use crate::error::{Error, Result};
 
 /// How long a name may take to resolve.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+const NONE_LISTED: &str = "it lists no servers";
 
 /// One server: the address as it was given, and where that name led.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Address {
     pub(super) uri: OrderedUri,
-    /// Where to connect, if the name stands for several servers or for one that may move.
+    /// Where to connect, if the name stands for several servers, or for one that may move and has one address.
     pub(super) at: Option<SocketAddr>,
 }
 
@@ -31,8 +32,18 @@ pub(super) struct Sources {
     urls: Vec<OrderedUri>,
     files: Vec<Listing>,
     /// What names led to.
-    resolved: BTreeMap<OrderedUri, Vec<SocketAddr>>,
+    resolved: BTreeMap<OrderedUri, Vec<Option<SocketAddr>>>,
+    /// Why names lead nowhere, of those that did when they were last looked up.
+    unresolved: BTreeMap<OrderedUri, String>,
     dial: Dial,
+}
+
+/// Something that was configured and leads to no server.
+#[derive(Clone, Debug)]
+pub(super) struct Unfound {
+    /// As it was given.
+    pub(super) server: String,
+    pub(super) why: String,
 }
 
 /// A file that lists servers, and what it said when it was last of use.
@@ -60,7 +71,7 @@ impl Sources {
                 }
             }
         }
-        Ok(Sources { urls, files, resolved: BTreeMap::new(), dial })
+        Ok(Sources { urls, files, resolved: BTreeMap::new(), unresolved: BTreeMap::new(), dial })
     }
 
     /// Whether looking again could ever tell something else.
@@ -73,7 +84,7 @@ impl Sources {
         let mut known = Vec::new();
         for uri in self.listed() {
             let places: Vec<Option<SocketAddr>> = match self.dial.resolves(&uri.parts().0) {
-                true => self.resolved.get(uri).into_iter().flatten().map(|&at| Some(at)).collect(),
+                true => self.resolved.get(uri).cloned().unwrap_or_default(),
                 false => vec![None],
             };
             for at in places {
@@ -86,40 +97,51 @@ impl Sources {
         known
     }
 
+    /// What leads to no server, as far as it was looked at.
+    pub(super) fn unfound(&self) -> Vec<Unfound> {
+        let names = self.unresolved.iter().filter(|(uri, _)| !self.resolved.contains_key(uri));
+        let names = names.map(|(uri, why)| (uri.to_string(), why.clone()));
+        let empty = self.files.iter().filter(|file| file.urls.is_empty());
+        let empty = empty.map(|file| (format!("@{}", file.path.display()), NONE_LISTED.to_owned()));
+        names.chain(empty).map(|(server, why)| Unfound { server, why }).collect()
+    }
+
     /// Reads the files and resolves the names again. What fails, or is empty, is as it was last.
     pub(super) async fn look(&mut self) {
         for file in &mut self.files {
-            let sound = match read(&file.path) {
-                Ok(urls) if !urls.is_empty() => {
+            let useless = match read(&file.path) {
+                Ok(urls) if urls.is_empty() => Some(NONE_LISTED.to_owned()),
+                Ok(urls) => {
                     file.urls = urls;
-                    true
+                    None
                 }
-                _ => false,
+                Err(error) => Some(said(&error)),
             };
-            if file.sound && !sound {
-                tracing::warn!(
-                    "{}: lists no servers any more; the last ones stay",
-                    file.path.display()
-                );
+            if let (true, Some(why)) = (file.sound, &useless) {
+                tracing::warn!("{}: {why}; the last servers stay", file.path.display());
             }
-            file.sound = sound;
+            file.sound = useless.is_none();
         }
         let listed: Vec<OrderedUri> = self.listed().cloned().collect();
         self.resolved.retain(|uri, _| listed.contains(uri));
+        self.unresolved.clear();
         for uri in listed {
             let (host, port) = uri.parts();
             if !self.dial.resolves(&host) {
                 continue;
             }
             let answer = tokio::time::timeout(RESOLVE_TIMEOUT, self.dial.resolve(&host, port));
-            match answer.await {
+            let why = match answer.await {
                 Ok(Ok(places)) if !places.is_empty() => {
-                    self.resolved.insert(uri, one_family(places));
+                    self.resolved.insert(uri, servers_at(places));
+                    continue;
                 }
-                Ok(Ok(_)) => tracing::debug!(host, "has no address"),
-                Ok(Err(error)) => tracing::debug!(host, %error, "does not resolve"),
-                Err(_) => tracing::debug!(host, "does not resolve in time"),
-            }
+                Ok(Ok(_)) => "the name has no address".to_owned(),
+                Ok(Err(error)) => format!("the name does not resolve: {error}"),
+                Err(_) => "the name does not resolve in time".to_owned(),
+            };
+            tracing::debug!(host, why);
+            self.unresolved.insert(uri, why);
         }
     }
 
@@ -154,12 +176,17 @@ impl OrderedUri {
     }
 }
 
+impl std::fmt::Display for OrderedUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.strip_prefix("http://").unwrap_or(&self.0))
+    }
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let url = self.uri.0.strip_prefix("http://").unwrap_or(&self.uri.0);
         match self.at {
-            None => f.write_str(url),
-            Some(at) => write!(f, "{url} ({})", at.ip()),
+            None => self.uri.fmt(f),
+            Some(at) => write!(f, "{} ({})", self.uri, at.ip()),
         }
     }
 }
@@ -168,8 +195,30 @@ impl std::fmt::Display for Address {
 fn read(path: &Path) -> Result<Vec<OrderedUri>> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::ServerFile { path: path.to_owned(), source })?;
-    let lines = text.lines().map(str::trim);
-    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(OrderedUri::parse).collect()
+    let lines = (1..).zip(text.lines().map(str::trim));
+    let named = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let parsed = named.map(|(at, line)| {
+        OrderedUri::parse(line).map_err(|error| Error::ServerFile {
+            path: path.to_owned(),
+            source: std::io::Error::other(format!("line {at}: {error}")),
+        })
+    });
+    parsed.collect()
+}
+
+/// An error with its cause.
+fn said(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+/// The servers that a name's addresses are. With one address of each family they are one server, which is looked for at
+/// both, by its name.
+fn servers_at(places: Vec<SocketAddr>) -> Vec<Option<SocketAddr>> {
+    match *places {
+        [one, other] if one.is_ipv4() != other.is_ipv4() => vec![None],
+        _ => one_family(places).into_iter().map(Some).collect(),
+    }
 }
 
 /// A server with an address of either family is still one: the family with more addresses tells how many there are, and

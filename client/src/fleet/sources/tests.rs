@@ -39,6 +39,12 @@ async fn every_address_of_a_name_is_a_server_and_the_last_ones_stay() {
     assert_eq!(told(&sources), ["10.1.1.1:7", "localhost:7"], "nobody was asked yet");
     sources.look().await;
     assert_eq!(told(&sources), ["10.1.1.1:7", "localhost:7"], "there is no such name");
+    let unfound = |sources: &Sources| {
+        let unfound = sources.unfound().into_iter();
+        unfound.map(|Unfound { server, why }| format!("{server}: {why}")).collect::<Vec<_>>()
+    };
+    let why = "https://experts:70: the name does not resolve: no such name";
+    assert_eq!(unfound(&sources), [why]);
 
     names.say("experts", &["10.0.0.1", "10.0.0.2"]);
     sources.look().await;
@@ -57,6 +63,7 @@ async fn every_address_of_a_name_is_a_server_and_the_last_ones_stay() {
     names.0.lock().unwrap().clear();
     sources.look().await;
     assert_eq!(told(&sources), two, "nor does a failure");
+    assert!(unfound(&sources).is_empty(), "where it led is known");
     names.say("experts", &["10.0.0.3"]);
     sources.look().await;
     assert_eq!(told(&sources)[1..2], ["https://experts:70 (10.0.0.3)"]);
@@ -69,8 +76,7 @@ async fn a_server_with_addresses_of_both_families_is_one() {
     names.say("one", &["fd00::1", "10.0.0.1"]);
     names.say("three", &["fd00::1", "10.0.0.1", "10.0.0.2", "10.0.0.3"]);
     sources.look().await;
-    let expected =
-        ["one:7 (fd00::1)", "three:7 (10.0.0.1)", "three:7 (10.0.0.2)", "three:7 (10.0.0.3)"];
+    let expected = ["one:7", "three:7 (10.0.0.1)", "three:7 (10.0.0.2)", "three:7 (10.0.0.3)"];
     assert_eq!(told(&sources), expected);
 }
 
