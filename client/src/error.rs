@@ -43,6 +43,12 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The certificate that the device shows, or its key, cannot be used.
+    #[error("the device's certificate or its key cannot be used")]
+    TlsIdentity {
+        /// What TLS says of it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The file whose approximations were to stand in for experts is no pack of the model.
     #[error("{}: found {found}, expected {expected}", path.display())]
     StandIns {

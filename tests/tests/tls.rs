@@ -1,6 +1,6 @@
 //! TLS between device and server.
 
-use outrigger::{EngineConfig, TlsIdentity};
+use outrigger::{Engine, EngineConfig, Error, TlsIdentity};
 use outrigger_server::Tls;
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{first_token, fixtures, quarter};
@@ -45,6 +45,28 @@ async fn only_a_server_that_proves_who_it_is_is_asked() {
     assert!(coverage < 1.0 && fault.is_some(), "an unknown authority: {fault:?}");
     let (coverage, fault) = first_coverage(port, "http", &certificate_pem).await;
     assert!(coverage < 1.0 && fault.is_some(), "no TLS: {fault:?}");
+}
+
+/// At once, and not only when the first server is called.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_of_no_use_are_refused() {
+    let ((mine, key), (_, foreign)) = (certificate(), certificate());
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("ca.pem");
+    let open = async |authority: &str, key: &str| {
+        std::fs::write(&path, authority).expect("it is written");
+        let config = EngineConfig {
+            tls_ca: Some(path.clone()),
+            tls_identity: Some(TlsIdentity::from_pem(&mine, key)),
+            ..quarter(vec!["https://experts.invalid:7070".to_owned()])
+        };
+        Engine::open(config).await.map(drop)
+    };
+    open(&mine, &key).await.expect("both are of use");
+    let refused = open(&mine, &foreign).await;
+    assert!(matches!(refused, Err(Error::TlsIdentity { .. })), "{refused:?}");
+    let refused = open(&key, &key).await;
+    assert!(matches!(refused, Err(Error::TlsCa { .. })), "a key is no authority: {refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

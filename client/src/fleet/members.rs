@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
+use tonic::transport::ClientTlsConfig;
 
 use super::Identity;
 use super::server::Server;
@@ -19,6 +20,7 @@ use crate::metrics::Metrics;
 #[derive(Debug)]
 pub(super) struct Members {
     config: EngineConfig,
+    tls: ClientTlsConfig,
     identity: Arc<Identity>,
     metrics: Arc<Metrics>,
     /// Notified whenever a server comes up.
@@ -52,12 +54,14 @@ impl Drop for Ending {
 impl Members {
     pub(super) fn new(
         config: &EngineConfig,
+        tls: ClientTlsConfig,
         identity: Arc<Identity>,
         metrics: Arc<Metrics>,
         looked: bool,
     ) -> Members {
         Members {
             config: config.clone(),
+            tls,
             identity,
             metrics,
             up: Arc::new(Notify::new()),
@@ -86,7 +90,8 @@ impl Members {
 
     fn server(&self, id: u16, address: &Address) -> Result<Server> {
         let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
-        Server::new(id, address, &self.config, identity, metrics, self.up.clone(), self.epoch)
+        let config = (&self.config, &self.tls);
+        Server::new(id, address, config, identity, metrics, self.up.clone(), self.epoch)
     }
 
     /// Makes the members those of `wanted`: who stays keeps its connection, its id and what is known of it.

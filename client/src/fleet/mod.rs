@@ -67,7 +67,7 @@ impl Fleet {
     /// Starts tending to the configured servers; needs a tokio runtime if there are any.
     ///
     /// # Errors
-    /// An address that is none, an unreadable list of servers or certificate authority.
+    /// An address that is none, an unreadable list of servers, or a certificate or authority that cannot be used.
     pub(crate) fn open(
         config: &EngineConfig,
         identity: Identity,
@@ -75,8 +75,13 @@ impl Fleet {
     ) -> Result<Fleet> {
         let identity = Arc::new(identity);
         let mut sources = Sources::new(&config.servers, config.dial.clone())?;
-        let members =
-            Arc::new(Members::new(config, identity.clone(), metrics, !sources.may_change()));
+        let members = Arc::new(Members::new(
+            config,
+            server::tls(config)?,
+            identity.clone(),
+            metrics,
+            !sources.may_change(),
+        ));
         members.adopt(&sources.known())?;
         let lookout = sources.may_change().then(|| {
             let members = members.clone();

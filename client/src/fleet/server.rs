@@ -111,7 +111,7 @@ impl Server {
     pub(super) fn new(
         id: u16,
         address: &Address,
-        config: &EngineConfig,
+        (config, tls): (&EngineConfig, &ClientTlsConfig),
         identity: Arc<Identity>,
         metrics: Arc<Metrics>,
         up: Arc<Notify>,
@@ -121,7 +121,7 @@ impl Server {
         Ok(Server {
             id,
             url: address.to_string(),
-            endpoint: endpoint(address, config)?,
+            endpoint: endpoint(address, tls)?,
             credentials: Credentials(config.token.clone()),
             dial: config.dial.clone(),
             identity,
@@ -313,7 +313,32 @@ fn link_config(config: &EngineConfig) -> LinkConfig {
     }
 }
 
-fn endpoint(address: &Address, config: &EngineConfig) -> Result<Endpoint> {
+/// What connections to servers are secured with; the same for all of them.
+///
+/// # Errors
+/// A certificate authority or an identity that cannot be used.
+pub(super) fn tls(config: &EngineConfig) -> Result<ClientTlsConfig> {
+    let mut tls = ClientTlsConfig::new();
+    if let Some(path) = &config.tls_ca {
+        let bad = |source| Error::TlsCa { path: path.clone(), source };
+        let pem = std::fs::read(path).map_err(bad)?;
+        const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+        if !pem.windows(BEGIN.len()).any(|part| part == BEGIN) {
+            return Err(bad(std::io::Error::other("found no certificate, expected PEM")));
+        }
+        tls = tls.ca_certificate(Certificate::from_pem(pem));
+    }
+    if let Some(identity) = &config.tls_identity {
+        tls = tls.identity(identity.identity());
+    }
+    // An endpoint that nobody dials tells whether they are of use.
+    Endpoint::from_static("https://localhost")
+        .tls_config(tls.clone())
+        .map_err(|source| Error::TlsIdentity { source: Box::new(source) })?;
+    Ok(if config.tls_ca.is_none() { tls.with_enabled_roots() } else { tls })
+}
+
+fn endpoint(address: &Address, tls: &ClientTlsConfig) -> Result<Endpoint> {
     let uri = address.uri.uri();
     let host = uri.host().unwrap_or_default().to_owned();
     let https = uri.scheme_str() == Some("https");
@@ -334,22 +359,11 @@ fn endpoint(address: &Address, config: &EngineConfig) -> Result<Endpoint> {
     if !https {
         return Ok(endpoint);
     }
-    let mut tls = ClientTlsConfig::new();
-    if address.at.is_some() {
-        // The certificate is the name's, wherever the name leads.
-        tls = tls.domain_name(host);
-    }
-    tls = match &config.tls_ca {
-        Some(path) => {
-            let pem = std::fs::read(path)
-                .map_err(|source| Error::TlsCa { path: path.clone(), source })?;
-            tls.ca_certificate(Certificate::from_pem(pem))
-        }
-        None => tls.with_enabled_roots(),
+    // The certificate is the name's, wherever the name leads.
+    let tls = match address.at {
+        None => tls.clone(),
+        Some(_) => tls.clone().domain_name(host),
     };
-    if let Some(identity) = &config.tls_identity {
-        tls = tls.identity(identity.identity());
-    }
     let bad_url = |source| Error::ServerUrl { url: address.to_string(), source: Box::new(source) };
     endpoint.tls_config(tls).map_err(bad_url)
 }
