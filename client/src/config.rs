@@ -202,7 +202,8 @@ impl EngineConfig {
         match self.on_miss {
             OnMiss::Wait => Duration::from_secs(3600),
             OnMiss::Degrade | OnMiss::Fail => {
-                self.deadline * u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX).max(1)
+                let times = u32::try_from(rows.div_ceil(8)).unwrap_or(u32::MAX).max(1);
+                self.deadline.saturating_mul(times)
             }
         }
     }

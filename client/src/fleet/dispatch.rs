@@ -54,7 +54,7 @@ pub(crate) struct Answer {
     pub(crate) rows: Vec<u32>,
     /// One weighted sum a row, `[rows, width]`.
     pub(crate) sums: Vec<f64>,
-    /// Experts of the share that the server does not hold.
+    /// Experts of the share that the server does not hold or cannot read, ascending.
     pub(crate) not_run: Vec<u16>,
 }
 
@@ -212,7 +212,10 @@ impl Expected {
         same("request_id", response.request_id, self.request_id)?;
         same("layer", response.layer.into(), self.layer.into())?;
         same("rows", response.rows.into(), self.rows as u64)?;
-        let mut not_run = Vec::with_capacity(response.not_run.len().min(self.experts.len()));
+        if !response.not_run.is_sorted_by(|a, b| a < b) {
+            return Err(CallError::BadAnswer("not_run is not ascending".to_owned()));
+        }
+        let mut not_run = Vec::new();
         for &expert in &response.not_run {
             match u16::try_from(expert).ok().filter(|e| self.experts.contains(e)) {
                 Some(expert) => not_run.push(expert),

@@ -113,12 +113,12 @@ impl Fleet {
 
     /// Waits until every server is up, or for `patience`; whether they are.
     pub(crate) async fn wait_up(&self, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+        let until = Instant::now().checked_add(patience);
         while !self.members.looked.load(Ordering::Relaxed)
             || !self.members.unfound().is_empty()
             || self.members.all().iter().any(|server| !server.is_up())
         {
-            if Instant::now() >= until {
+            if until.is_some_and(|until| Instant::now() >= until) {
                 return false;
             }
             self.wait_for_change().await;

@@ -28,6 +28,8 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const STREAM_WINDOW: u32 = 8 << 20;
 /// The largest answer that is read.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// The largest description that is read.
+const MAX_DESCRIPTION_BYTES: usize = 1 << 20;
 
 /// Which experts a server holds, by layer.
 #[derive(Debug, PartialEq)]
@@ -177,14 +179,15 @@ impl Server {
 
     /// Asks who is there, over the connection of the last good probe or a fresh one, and checks that it has this model.
     async fn describe(&self, known: Option<Peer>) -> Result<Peer, CallError> {
-        let mut client = match known {
+        let client = match known {
             Some(peer) => peer.client,
             None => self
                 .connection()
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .max_encoding_message_size(MAX_ANSWER_BYTES),
         };
-        let description = client.describe(DescribeRequest {}).await?.into_inner();
+        let mut briefly = client.clone().max_decoding_message_size(MAX_DESCRIPTION_BYTES);
+        let description = briefly.describe(DescribeRequest {}).await?.into_inner();
         let identity = &self.identity;
         if description.fingerprint != identity.fingerprint.as_bytes()[..] {
             return Err(CallError::WrongModel { found: description.model });
@@ -195,6 +198,11 @@ impl Server {
             return Err(CallError::BadAnswer(format!(
                 "describes (layers, experts, width) {shape:?}, expected {expected:?}"
             )));
+        }
+        let (parts, most) = (description.held.len(), identity.layers * identity.experts);
+        if parts > most {
+            let found = format!("holds {parts} parts, expected {most} experts at most");
+            return Err(CallError::BadAnswer(found));
         }
         let held = Arc::new(Held::from_description(&description, identity));
         let limits = description.limits.unwrap_or_default();
