@@ -50,14 +50,13 @@ impl Drop for ServerProcess {
     }
 }
 
-/// The server's binary beside this test's own, built if it is not there yet.
+/// The server's binary beside this test's own, built if it is not there yet or not this source's.
 fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("this test has a path");
     let profile = test.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps");
-    let binary = profile.join("outrigger-server");
-    if !binary.exists() {
-        let built = Command::new(env!("CARGO")).args(["build", "-p", "outrigger-server"]).status();
-        assert!(built.is_ok_and(|status| status.success()), "the server builds");
-    }
-    binary
+    let release = profile.ends_with("release").then_some("--release");
+    let build = ["build", "--quiet", "-p", "outrigger-server"].into_iter().chain(release);
+    let built = Command::new(env!("CARGO")).args(build).status();
+    assert!(built.is_ok_and(|status| status.success()), "the server builds");
+    profile.join("outrigger-server")
 }
