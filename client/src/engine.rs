@@ -9,7 +9,7 @@ use outrigger_experts::{
 };
 use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
 
-use crate::config::{EngineConfig, Reply};
+use crate::config::{Elsewhere, EngineConfig, OnMiss, Reply};
 use crate::error::{Error, Result};
 use crate::fleet::{Fleet, Identity, ServerStatus};
 use crate::kv::KvCache;
@@ -68,6 +68,11 @@ impl Engine {
         let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
         if !store.holds_all() {
             model.keep_trunk()?;
+        }
+        let lacks =
+            model.is_pack() || (config.elsewhere == Elsewhere::Absent && !store.holds_all());
+        if lacks && config.on_miss == OnMiss::Wait && config.servers.is_empty() {
+            return Err(Error::NobodyToWaitFor);
         }
         let trace =
             config.trace.as_deref().map(|path| Recorder::create(path, &model)).transpose()?;

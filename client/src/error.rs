@@ -151,6 +151,11 @@ pub enum Error {
         /// The size of the vocabulary.
         vocab: usize,
     },
+    /// [`OnMiss::Wait`](crate::OnMiss::Wait), and no server is configured that could bring what the device lacks.
+    #[error(
+        "on-miss: found wait, expected a server: without one, experts that the device lacks never come"
+    )]
+    NobodyToWaitFor,
     /// What the model computed is no number: its weights are damaged, or it is not what its header says.
     #[error("what the model makes of token {position} is not a number: its weights are damaged")]
     NotANumber {

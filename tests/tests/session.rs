@@ -139,7 +139,12 @@ async fn bad_input_is_refused_and_costs_nothing() {
     assert!(matches!(Engine::open(config.clone()).await, Err(Error::Context { .. })));
     config.context = None;
     config.servers = vec!["no port".to_owned()];
-    assert!(matches!(Engine::open(config).await, Err(Error::ServerUrl { .. })));
+    assert!(matches!(Engine::open(config.clone()).await, Err(Error::ServerUrl { .. })));
+    config.servers.clear();
+    config.on_miss = OnMiss::Wait;
+    assert!(Engine::open(config.clone()).await.is_ok(), "nothing is ever missing");
+    (config.elsewhere, config.expert_cache) = (Elsewhere::Absent, Budget::Fraction(0.5));
+    assert!(matches!(Engine::open(config).await, Err(Error::NobodyToWaitFor)));
 }
 
 /// A model whose weights are no numbers says so instead of something.
