@@ -1,9 +1,9 @@
 //! Fork and join over a fixed set of threads, made for regions of some tens of microseconds.
 //!
-//! Each thread has a share of neighbouring tasks and claims them in order: what its kernels ask for behind one task's memory
-//! is what the next one reads. Who is done claims from the ends of the others' shares, so that a thread that the system
-//! took away costs the others only the task that it holds. Between regions the workers spin for a moment, since the next
-//! region of a token follows soon; then they park. A region takes no lock and allocates nothing.
+//! Each thread has a share of neighbouring tasks and claims them in order: what its kernels ask for behind one task's
+//! memory is what the next one reads. Who is done claims from the ends of the others' shares, so that a thread that the
+//! system took away costs the others only the task that it holds. Between regions the workers spin for a moment, since
+//! the next region of a token follows soon; then they park. A region takes no lock and allocates nothing.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -71,7 +71,8 @@ impl Share {
         self.claim(u64::MAX).map(|share| share.end - 1)
     }
 
-    /// Adds `change` to a share that is not empty; returns what it was.
+    /// Adds `change` to a share that is not empty; returns what it was. Where that was read in an earlier region and is as
+    /// much this one's, so is the task, and so is what the claim acquires.
     fn claim(&self, change: u64) -> Option<Range<usize>> {
         let claim =
             |both: u64| (!Share::range(both).is_empty()).then_some(both.wrapping_add(change));
@@ -122,7 +123,7 @@ impl Pool {
     /// outer task runs a region here, the caller does all of it itself.
     ///
     /// # Panics
-    /// With the first panic of a task, after all have ended.
+    /// With the first panic of a task, after those that run beside it have ended.
     pub fn run(&self, tasks: usize, task: &Task<'_>) {
         assert!(u32::try_from(tasks).is_ok(), "{tasks} tasks");
         let shared = &*self.shared;
@@ -136,8 +137,10 @@ impl Pool {
         unsafe { *shared.task.get() = task };
         shared.unfinished.0.store(tasks, Ordering::Relaxed);
         let threads = self.threads();
+        // The caller, who surely runs, has one of the few that there may be.
+        let first = |t: usize| (tasks * t).div_ceil(threads);
         for (t, share) in shared.shares[..threads].iter().enumerate() {
-            share.0.give(tasks * t / threads..tasks * (t + 1) / threads);
+            share.0.give(first(t)..first(t + 1));
         }
         self.wake();
         while shared.run_one(0) {}

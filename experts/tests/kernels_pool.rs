@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_experts::Pool;
 
@@ -43,7 +43,15 @@ fn parked_workers_wake() {
     let pool = Pool::new(3);
     for _ in 0..20 {
         std::thread::sleep(Duration::from_millis(2));
-        each_once(&pool, 50);
+        // Each task waits for the others, so that every thread has to come.
+        let (arrived, begun) = (AtomicUsize::new(0), Instant::now());
+        pool.run(3, &|_| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < 3 {
+                assert!(begun.elapsed() < Duration::from_secs(20), "a worker sleeps");
+                std::thread::yield_now();
+            }
+        });
     }
 }
 

@@ -7,6 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::cell::RefCell;
+use std::mem::offset_of;
 
 use super::load;
 use super::panel::{self, Lanes, Panel, STEP, finish, panel_by_panel, vectors};
@@ -27,7 +28,10 @@ pub(crate) fn is_here() -> bool {
     const TILE_AND_INT8: u32 = 0b11 << 24;
     const TILE_STATE: u64 = 0b11 << 17;
     const LEAST_LEAF: u32 = 7;
-    if __cpuid(0).eax < LEAST_LEAF || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
+    #[allow(unused_unsafe, reason = "Rust 1.89 calls these unsafe")]
+    // SAFETY: every processor of this architecture has the instruction.
+    let (leaves, seven) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx) };
+    if leaves < LEAST_LEAF || seven & TILE_AND_INT8 != TILE_AND_INT8 {
         return false;
     }
     // SAFETY: processors with AMX have XSAVE, and the system that enabled AVX-512 enabled that.
@@ -79,7 +83,12 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
                     products.finish::<U>(panel, x, b, sums, out.row(GROUP * i));
                 }
             });
-            asm!("tilerelease", options(nomem, nostack, preserves_flags));
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nomem, nostack, preserves_flags)
+            );
         }
     });
 }
@@ -152,7 +161,7 @@ impl Planes {
     #[inline]
     unsafe fn multiply(&self, x: &[i8; GROUP_BYTES], products: &mut Products) {
         // SAFETY: by the caller. Reads a tile of activations and four of weights for each 64 values, and writes four of
-        // products. The compiler has no use for tile registers.
+        // products.
         unsafe {
             asm!(
                 "tilezero tmm0",
@@ -178,12 +187,14 @@ impl Planes {
                 "tilestored [{out} + {line} + 2048], tmm2",
                 "tilestored [{out} + {line} + 3072], tmm3",
                 x = inout(reg) x.as_ptr() => _,
-                w = inout(reg) self.low.as_ptr() => _,
+                w = inout(reg) std::ptr::from_ref(self) => _,
                 steps = inout(reg) STEP / 64 => _,
                 out = in(reg) products.0.as_mut_ptr(),
                 line = in(reg) 64usize,
                 two_lines = in(reg) 128usize,
-                plane = const size_of::<[[u8; 4 * ROWS]; STEP / 4]>(),
+                plane = const offset_of!(Planes, high),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _,
                 options(nostack),
             );
         }
@@ -265,5 +276,12 @@ unsafe fn configure() {
     config.row_bytes[..USED].fill(64);
     config.rows[..USED].fill(GROUP as u8);
     // SAFETY: by the caller; 64 bytes are read.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, readonly, preserves_flags)) };
+    unsafe {
+        asm!(
+            "ldtilecfg [{}]", in(reg) &config,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, readonly, preserves_flags)
+        );
+    }
 }
