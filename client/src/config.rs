@@ -164,7 +164,8 @@ pub struct EngineConfig {
     /// The longest that one decoded token may wait for servers, over all its layers. A batch of rows waits longer
     /// in proportion: see [`EngineConfig::patience`].
     pub deadline: Duration,
-    /// Where to record what the gate chooses, for replay: see [`trace`](crate::trace). It replaces what is there.
+    /// Where to record what the gate chooses, for replay: see [`trace`](crate::trace). It replaces no other file
+    /// than a trace.
     pub trace: Option<PathBuf>,
     /// How connections are made.
     pub dial: Dial,

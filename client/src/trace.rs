@@ -6,7 +6,7 @@
 //! and two where it has more, then weights `[rows, k]` as f16. Records are in the order in which the engine ran them.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -141,6 +141,19 @@ fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
     Some(taken)
 }
 
+/// Whether there is a file that nobody wants a trace in place of: a model, a text.
+fn holds_something_else(path: &Path) -> bool {
+    let holds_bytes = |meta: std::fs::Metadata| meta.is_file() && meta.len() > 0;
+    if !path.metadata().is_ok_and(holds_bytes) {
+        return false;
+    }
+    // Any version of the format.
+    let name = &MAGIC[..MAGIC.len() - 1];
+    let mut start = vec![0; name.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    read.is_err() || start != name
+}
+
 /// Whether an expert's id fits a byte.
 fn is_narrow(n_experts: usize) -> bool {
     n_experts <= 256
@@ -154,8 +167,15 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Starts a trace of `model`, in place of any file of that name.
+    /// Starts a trace of `model`, in place of another trace at most.
     pub(crate) fn create(path: &Path, model: &Model) -> Result<Recorder> {
+        if holds_something_else(path) {
+            return Err(Error::Trace {
+                path: path.to_owned(),
+                found: "a file that is no routing trace".to_owned(),
+                expected: "none, or a trace to replace".to_owned(),
+            });
+        }
         let file =
             File::create(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let spec = &model.spec;

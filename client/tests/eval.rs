@@ -285,6 +285,39 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
+fn no_output_replaces_what_must_be_kept() {
+    let (folder, [tale, code]) = texts();
+    let error = refused(&tiny(), &["-f", &tale, "--tokens", "20", "--save-logits", &tale]);
+    assert!(error.contains("tale.txt: found a file of") && error.contains("a new one"), "{error}");
+    let error = refused(&tiny(), &["-f", &tale, "--tokens", "20", "--trace", &code]);
+    assert!(error.contains("code.txt: found a file that is no routing trace"), "{error}");
+    let model = folder.path().join("model.gguf");
+    std::fs::copy(tiny(), &model).unwrap();
+    let error = refused(&model, &["-f", &tale, "--trace", model.to_str().unwrap()]);
+    assert!(error.contains("model.gguf: found a file that is no routing trace"), "{error}");
+    assert_eq!(std::fs::read_to_string(&tale).unwrap(), TALE);
+    assert_eq!(std::fs::read_to_string(&code).unwrap(), CODE);
+    assert!(std::fs::read(&model).unwrap() == std::fs::read(tiny()).unwrap());
+}
+
+#[test]
+fn a_trace_is_replaced_by_one_text_but_not_cut_by_two() {
+    let (folder, [tale, code]) = texts();
+    let trace = folder.path().join("trace");
+    let one = |tokens| {
+        let args = ["-f", &tale, "--tokens", tokens, "--trace", trace.to_str().unwrap()];
+        assert!(command(&tiny(), &args).status.success());
+        std::fs::read(&trace).unwrap()
+    };
+    let (long, short) = (one("40"), one("20"));
+    assert!(short.len() < long.len() && long.starts_with(&short));
+    let two = ["-f", &tale, "-f", &code, "--trace", trace.to_str().unwrap()];
+    let error = refused(&tiny(), &two);
+    assert!(error.contains("--trace: found 2 texts, expected one"), "{error}");
+    assert!(std::fs::read(&trace).unwrap() == short);
+}
+
+#[test]
 fn people_see_a_row_a_text_and_the_interval() {
     let (_folder, [tale, code]) = texts();
     let args =

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 /// Raw little-endian f32, `[tokens, vocab]`.
 pub(super) struct LogitsFile {
@@ -13,7 +13,14 @@ pub(super) struct LogitsFile {
 }
 
 impl LogitsFile {
+    /// Starts a file. Nothing tells logits from what must be kept, so that no bytes are replaced.
     pub(super) fn create(path: &Path) -> Result<LogitsFile> {
+        let found = path.metadata().map_or(0, |meta| meta.len());
+        ensure!(
+            found == 0,
+            "--save-logits {}: found a file of {found} bytes, expected a new one",
+            path.display()
+        );
         let file =
             File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(LogitsFile { path: path.to_owned(), out: BufWriter::new(file) })

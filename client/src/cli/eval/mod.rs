@@ -51,7 +51,7 @@ pub(crate) struct Eval {
     /// experts at home]. Without --server and --offline-after, the device is cut off from the start
     #[arg(long, value_name = "FULL", num_args = 0..=1)]
     against_full: Option<Option<PathBuf>>,
-    /// Write the logits, raw little-endian f32 [tokens, vocab]
+    /// Write the logits to a new file, raw little-endian f32 [tokens, vocab]
     #[arg(long, value_name = "FILE")]
     save_logits: Option<PathBuf>,
     #[command(flatten)]
@@ -73,6 +73,11 @@ struct Text {
 
 impl Eval {
     pub(crate) async fn run(self) -> Result<()> {
+        ensure!(
+            self.placement.trace.is_none() || self.file.len() <= 1,
+            "--trace: found {} texts, expected one: each is read with an expert cache of its own",
+            self.file.len()
+        );
         let mut config =
             self.placement.config(self.model.model.clone(), &self.model.compute).await?;
         let embedded = self.serve(&mut config).await?;
@@ -121,11 +126,6 @@ impl Eval {
             None => None,
         };
         let texts = self.texts(&first)?;
-        ensure!(
-            config.trace.is_none() || texts.len() == 1,
-            "--trace: found {} texts, expected one: each is read with an expert cache of its own",
-            texts.len()
-        );
         let reading = self.reading(&first, &texts)?;
         let mut logits_file = self.save_logits.as_deref().map(LogitsFile::create).transpose()?;
         let progress = bar(texts.iter().map(|text| text.tokens.len() as u64).sum(), "tokens");
