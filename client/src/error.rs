@@ -97,6 +97,9 @@ pub enum Error {
     /// Another process makes the same pack.
     #[error("{}: another process is packing to it: wait until it has finished", .0.display())]
     Packing(std::path::PathBuf),
+    /// Where packing keeps its unfinished work there is something else, which it would remove.
+    #[error("{}: found a file that no pack left here, expected only unfinished work or nothing", .0.display())]
+    NotWork(std::path::PathBuf),
     /// What packing keeps beside its output went away while it ran.
     #[error(
         "layer {layer} of the unfinished pack is gone: another program removed it; start again"

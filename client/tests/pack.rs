@@ -92,3 +92,26 @@ fn a_damaged_pack_is_refused_by_name() {
     let error = String::from_utf8_lossy(&renamed.stderr).into_owned();
     assert!(!renamed.status.success() && error.contains("no such tensor"), "{error}");
 }
+
+#[test]
+fn other_peoples_files_are_left_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("out.gguf");
+    let notes = dir.path().join("out.gguf.work/notes");
+    std::fs::create_dir(notes.parent().expect("a directory")).expect("room");
+    std::fs::write(&notes, "important").expect("room");
+    let refused = pack(&out).stderr(Stdio::piped()).output().expect("it runs");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("notes: found a file that no"), "{error}");
+    assert_eq!(std::fs::read_to_string(&notes).expect("it is there"), "important");
+}
+
+#[test]
+fn no_directory_is_made_for_a_pack() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let nowhere = dir.path().join("nowhere");
+    let refused = pack(&nowhere.join("out.gguf")).stderr(Stdio::piped()).output().expect("it runs");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("nowhere/out.gguf"), "{error}");
+    assert!(!nowhere.exists());
+}

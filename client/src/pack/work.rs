@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -29,24 +29,35 @@ impl Work {
     /// The directory for packing to `out` what `job` describes. What another job left there is removed.
     ///
     /// # Errors
-    /// [`Error::Packing`] while another process packs to `out`; a disk that refuses.
+    /// [`Error::Packing`] while another process packs to `out`, [`Error::NotWork`] if anybody else's files are there;
+    /// a disk that refuses.
     pub(super) fn open(out: &Path, job: &impl Hash) -> Result<Work> {
         let mut name = out.as_os_str().to_owned();
         name.push(".work");
         let dir = PathBuf::from(name);
-        fs::create_dir_all(&dir).map_err(io(&dir))?;
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(io(&dir)(error)),
+            _ => {}
+        }
         let lock = File::open(&dir).map_err(io(&dir))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(Error::Packing(out.to_owned())),
             Err(TryLockError::Error(source)) => return Err(io(&dir)(source)),
         }
+        let mut left = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(io(&dir))? {
+            let entry = entry.map_err(io(&dir))?;
+            if !is_work(&entry.file_name().to_string_lossy()) {
+                return Err(Error::NotWork(entry.path()));
+            }
+            left.push(entry.path());
+        }
         let job = format!("{:016x}\n", hash(job));
         let path = dir.join("job");
         if fs::read_to_string(&path).ok().as_deref() != Some(&job) {
-            for entry in fs::read_dir(&dir).map_err(io(&dir))? {
-                let left = entry.map_err(io(&dir))?.path();
-                fs::remove_file(&left).map_err(io(&left))?;
+            for path in left {
+                fs::remove_file(&path).map_err(io(&path))?;
             }
             fs::write(&path, job).map_err(io(&path))?;
         }
@@ -102,6 +113,11 @@ impl Work {
     fn path(&self, layer: usize, choices: &[Choice]) -> PathBuf {
         self.dir.join(format!("layer-{layer}-{:016x}", hash(&line(choices))))
     }
+}
+
+/// Whether a file of this name is one of those that packing leaves.
+fn is_work(name: &str) -> bool {
+    matches!(name, "job" | "curves") || name.starts_with("layer-")
 }
 
 /// What a program of another version makes of the same is no matter: then it starts anew.
