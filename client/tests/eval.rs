@@ -285,6 +285,12 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
+fn token_ids_beyond_the_vocabulary_are_refused() {
+    let error = refused(&demo(), &["--token-ids", "1,2,99999"]);
+    assert!(error.contains("--token-ids: token id 99999: the vocabulary has 4096"), "{error}");
+}
+
+#[test]
 fn no_output_replaces_what_must_be_kept() {
     let (folder, [tale, code]) = texts();
     let error = refused(&tiny(), &["-f", &tale, "--tokens", "20", "--save-logits", &tale]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use outrigger::{Engine, EngineConfig, OnMiss};
+use outrigger::{Engine, EngineConfig, Error, OnMiss};
 
 use super::args::{ModelArgs, PlacementArgs, open};
 use super::embedded::EmbeddedServer;
@@ -159,6 +159,10 @@ impl Eval {
             texts.push(Text { name: path.display().to_string(), tokens });
         }
         if !self.token_ids.is_empty() {
+            let vocab = engine.spec().n_vocab;
+            if let Some(&id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
+                return Err(Error::TokenId { id, vocab }).context("--token-ids");
+            }
             texts.push(Text { name: "--token-ids".to_owned(), tokens: self.token_ids.clone() });
         }
         for Text { name, tokens } in &mut texts {
