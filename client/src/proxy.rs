@@ -1,6 +1,7 @@
 //! A TCP proxy that makes a link slow, narrow or dead: for the demo, for tests, and for trying a bad network at home.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,7 +16,7 @@ pub struct Conditions {
     /// Half of the round trip that the link adds.
     pub delay: Duration,
     /// Bytes a second in each direction; unlimited if absent.
-    pub bandwidth: Option<u64>,
+    pub bandwidth: Option<NonZeroU64>,
     /// Whether bytes pass at all.
     pub state: LinkFault,
 }
@@ -103,7 +104,7 @@ async fn pump(
         let mut free = Instant::now();
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
             let now = *conditions.borrow();
-            let airtime = now.bandwidth.map_or(0.0, |rate| count as f64 / rate as f64);
+            let airtime = now.bandwidth.map_or(0.0, |rate| count as f64 / rate.get() as f64);
             free = free.max(Instant::now()) + Duration::from_secs_f64(airtime);
             if send.send((free + now.delay, buffer[..count].to_vec())).await.is_err() {
                 return;

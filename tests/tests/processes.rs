@@ -2,6 +2,7 @@
 //! narrow.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -177,7 +178,7 @@ async fn a_link_that_gets_narrow_is_asked_for_less() {
         tokens.iter().map(|token| token.tally.bytes_up).sum::<u64>() / tokens.len() as u64
     };
 
-    proxy.set(Conditions { bandwidth: Some(1000), ..Conditions::default() });
+    proxy.set(Conditions { bandwidth: NonZeroU64::new(1000), ..Conditions::default() });
     let narrow = generate_some(&mut session, 200, degraded).await;
     check(&narrow, deadline);
     assert!(bytes(&narrow) < bytes(&wide) / 4, "{} of {}", bytes(&narrow), bytes(&wide));

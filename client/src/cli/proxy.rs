@@ -1,6 +1,7 @@
 //! `outrigger proxy`: a bad network at home.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::view::line;
@@ -22,7 +23,7 @@ pub(crate) struct Proxy {
     rtt: f64,
     /// Bytes a second in each direction [default: unlimited]
     #[arg(long, value_name = "BYTES")]
-    bandwidth: Option<u64>,
+    bandwidth: Option<NonZeroU64>,
 }
 
 impl Proxy {
