@@ -67,7 +67,7 @@ impl Sweep {
 /// second half offline, which is scored. `seen` is shown every point as it comes.
 ///
 /// # Errors
-/// A scenario without a text, or a model that cannot be used.
+/// A scenario without a text or too short for half of it, or a model that cannot be used.
 pub fn sweep(
     scenario: &Scenario,
     sweep: &Sweep,
@@ -129,7 +129,8 @@ fn calm(scenario: &Scenario, cache: Share, policy: Policy) -> Scenario {
 fn cut_half_way(scenario: &Scenario) -> Result<Vec<Row>> {
     scenario.network().run(|dial| async move {
         let mut life = Life::begin(scenario, dial).await?;
-        let half = life.text_len() / 2;
+        let text = life.text_len();
+        let half = text / 2;
         let mut rows = Vec::new();
         while life.goes_on(rows.len()) {
             if rows.len() == half {
@@ -137,6 +138,9 @@ fn cut_half_way(scenario: &Scenario) -> Result<Vec<Row>> {
             }
             let row = life.next(rows.len()).await?;
             rows.push(row);
+        }
+        if rows.len() <= half {
+            return Err(Error::Half { found: rows.len(), text });
         }
         Ok(rows.split_off(half))
     })?
