@@ -35,6 +35,23 @@ fn without_a_prompt_no_prefill_is_claimed() {
 }
 
 #[test]
+fn without_all_experts_it_says_so_and_claims_no_bandwidth() {
+    let part = ["--prompt", "8", "--expert-cache", "10%", "--elsewhere", "absent"];
+    let out = bench(&part);
+    let report = String::from_utf8_lossy(&out.stdout);
+    assert!(report.starts_with("not the full model's speed: coverage 0."), "{report}");
+    assert!(report.contains("no server is configured") && !report.contains("GB/s"), "{report}");
+    let out = bench(&[&part[..], &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&out.stdout).expect("a JSON object");
+    assert!(report["coverage"].as_f64().expect("coverage") < 1.0, "{report}");
+    assert!(report["fault"].is_string() && report["gb_per_s"].is_null(), "{report}");
+    let out = bench(&["--prompt", "8", "--json"]);
+    let report: Value = serde_json::from_slice(&out.stdout).expect("a JSON object");
+    assert_eq!(report["coverage"], 1.0);
+    assert!(report["fault"].is_null() && report["gb_per_s"].is_f64(), "{report}");
+}
+
+#[test]
 fn a_depth_beyond_the_context_is_refused() {
     let out = bench(&["--prompt", "8", "--depth", "40", "--ctx-size", "42"]);
     let error = String::from_utf8_lossy(&out.stderr);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use outrigger::{Engine, SamplerConfig, Session};
+use outrigger::{Engine, Pass, SamplerConfig, Session};
 use outrigger_experts::Pool;
 use serde_json::json;
 
@@ -46,6 +46,45 @@ struct Speeds {
     decode: f64,
     /// Beside the depth.
     behind: Option<(u32, f64)>,
+    /// What ran where.
+    seen: Seen,
+}
+
+/// What was computed while the clock ran.
+#[derive(Default)]
+struct Seen {
+    rows: f64,
+    coverage: f64,
+    /// Expert calls that did not run on the device.
+    elsewhere: u64,
+    fault: Option<String>,
+}
+
+impl Seen {
+    fn add(&mut self, pass: Pass) {
+        let coverage = |row| f64::from(pass.coverage(row));
+        self.coverage += (0..pass.rows()).map(coverage).sum::<f64>();
+        self.rows += pass.rows() as f64;
+        self.elsewhere += pass.tally.remote + pass.tally.missing;
+        self.fault = pass.fault.or(self.fault.take());
+    }
+
+    /// The mean over rows.
+    fn coverage(&self) -> f64 {
+        self.coverage / self.rows
+    }
+
+    /// That these are not the full model's speeds, if so.
+    fn warning(&self) -> String {
+        let coverage = self.coverage();
+        if coverage == 1.0 {
+            return String::new();
+        }
+        let fault = self.fault.as_deref().unwrap_or_default();
+        format!(
+            "not the full model's speed: coverage {coverage:.3}; experts were approximated or missing: {fault}\n"
+        )
+    }
 }
 
 impl Bench {
@@ -69,17 +108,17 @@ impl Bench {
         let predict = self.predict as usize;
         let progress = bar(u64::from(self.repeats) + 1 + u64::from(self.depth.is_some()), "runs");
         progress.tick();
-        let mut deep = None;
+        let (mut deep, mut seen) = (None, Seen::default());
         if let Some(depth) = self.depth {
-            deep = Some(prefill(engine, depth as usize).await?.0);
+            deep = Some(prefill(engine, depth as usize, &mut seen).await?.0);
             progress.inc(1);
         }
         let (mut prefills, mut decodes, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..=self.repeats {
-            let (mut session, prefilled) = prefill(engine, self.prompt.max(1)).await?;
-            let decoded = decode(engine, &mut session, predict).await?;
+            let (mut session, prefilled) = prefill(engine, self.prompt.max(1), &mut seen).await?;
+            let decoded = decode(engine, &mut session, predict, &mut seen).await?;
             let decoded_deep = match &mut deep {
-                Some(session) => Some(decode(engine, session, predict).await?),
+                Some(session) => Some(decode(engine, session, predict, &mut seen).await?),
                 None => None,
             };
             progress.inc(1);
@@ -95,6 +134,7 @@ impl Bench {
             prefill: (self.prompt > 0).then(|| median(prefills)),
             decode: median(decodes),
             behind: self.depth.map(|depth| (depth, median(behind))),
+            seen,
         })
     }
 
@@ -106,8 +146,9 @@ impl Bench {
         memory: Option<f64>,
         threads: usize,
     ) -> String {
-        let Speeds { prefill, decode, behind } = *speeds;
-        let gb_per_s = decode * weight_bytes as f64 / 1e9;
+        let &Speeds { prefill, decode, behind, ref seen } = speeds;
+        // Only where the device read all of a token's weights itself.
+        let gb_per_s = (seen.elsewhere == 0).then(|| decode * weight_bytes as f64 / 1e9);
         let cpu = outrigger::cpu_features();
         if self.json {
             return json!({
@@ -117,6 +158,8 @@ impl Bench {
                 "decode_at_depth_tok_s": behind.map(|(_, speed)| speed),
                 "weight_bytes_per_token": weight_bytes,
                 "gb_per_s": gb_per_s,
+                "coverage": seen.coverage(),
+                "fault": seen.fault,
                 "memory_gb_per_s": memory,
                 "threads": threads,
                 "cpu": cpu,
@@ -130,33 +173,41 @@ impl Bench {
             format!("decode {speed:.1} tok/s behind {depth} tokens, {times:.2} x the time of behind {than}\n")
         });
         let memory = memory.map(|gb_per_s| format!(" of the {gb_per_s:.1} that the memory gives"));
+        let read = gb_per_s.map_or(", of which not all were read here".to_owned(), |gb_per_s| {
+            format!(": {gb_per_s:.1} GB/s{}", memory.unwrap_or_default())
+        });
         format!(
-            "{}decode {decode:.1} tok/s ({predict} tokens), {threads} threads, {cpu}\n\
-             {}{} of weights a token: {gb_per_s:.1} GB/s{}",
+            "{}{}decode {decode:.1} tok/s ({predict} tokens), {threads} threads, {cpu}\n\
+             {}{} of weights a token{read}",
+            seen.warning(),
             prefill.unwrap_or_default(),
             behind.unwrap_or_default(),
             size(weight_bytes),
-            memory.unwrap_or_default(),
         )
     }
 }
 
 /// A session of `len` tokens, and how many a second it took in.
-async fn prefill(engine: &Arc<Engine>, len: usize) -> Result<(Session, f64)> {
+async fn prefill(engine: &Arc<Engine>, len: usize, seen: &mut Seen) -> Result<(Session, f64)> {
     let mut session = engine.session(SamplerConfig::greedy())?;
     let vocab = engine.spec().n_vocab;
     session.push(&(0..len).map(|i| token(i, vocab)).collect::<Vec<_>>())?;
-    let seconds = timed(&mut session).await?;
+    let seconds = timed(&mut session, seen).await?;
     Ok((session, len as f64 / seconds))
 }
 
 /// How many of `count` tokens a second come behind those of `session`, which forgets them again.
-async fn decode(engine: &Engine, session: &mut Session, count: usize) -> Result<f64> {
+async fn decode(
+    engine: &Engine,
+    session: &mut Session,
+    count: usize,
+    seen: &mut Seen,
+) -> Result<f64> {
     let (len, vocab) = (session.len(), engine.spec().n_vocab);
     let mut seconds = 0.0;
     for i in len..len + count {
         session.push(&[token(i, vocab)])?;
-        seconds += timed(session).await?;
+        seconds += timed(session, seen).await?;
     }
     session.truncate(len);
     Ok(count as f64 / seconds.max(1e-9))
@@ -173,10 +224,12 @@ fn memory_gb_per_s(threads: usize) -> f64 {
     outrigger_experts::read_bandwidth(&Pool::new(threads), &vec![1; MORE_THAN_CACHES]) / 1e9
 }
 
-async fn timed(session: &mut Session) -> Result<f64> {
+async fn timed(session: &mut Session, seen: &mut Seen) -> Result<f64> {
     let started = Instant::now();
-    session.advance().await?;
-    Ok(started.elapsed().as_secs_f64())
+    let pass = session.advance().await?;
+    let seconds = started.elapsed().as_secs_f64();
+    seen.add(pass);
+    Ok(seconds)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
