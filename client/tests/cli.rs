@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use serde_json::Value;
+
 fn demo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo.gguf")
 }
@@ -18,6 +20,17 @@ fn said(command: &mut Command) -> (bool, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.success(), text(stdout), text(stderr))
+}
+
+#[test]
+fn the_processor_is_shown_as_json_too() {
+    let (_, plain, _) = said(&mut outrigger(&["inspect", "--cpu"]));
+    let model = demo();
+    for file in [None, model.to_str()] {
+        let (_, stdout, _) = said(outrigger(&["inspect", "--cpu", "--json"]).args(file));
+        let shown: Value = serde_json::from_str(&stdout).expect("a JSON object");
+        assert_eq!(shown["cpu"], plain.trim_end());
+    }
 }
 
 #[test]

@@ -26,18 +26,26 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     pub(crate) fn run(self) -> Result<()> {
-        if self.cpu {
-            line(outrigger::cpu_features())?;
-        }
-        let Some(path) = &self.file else { return Ok(()) };
+        let cpu = self.cpu.then(outrigger::cpu_features);
+        let Some(path) = &self.file else {
+            match self.json {
+                true => line(json!({ "cpu": cpu }))?,
+                false => line(cpu.unwrap_or_default())?,
+            }
+            return Ok(());
+        };
         let model = Model::open(path)?;
         let sizes = Sizes::of(&model);
         let pack = Summary::of(&model)?;
         if self.json {
             let mut view = json_view(&model, &sizes);
             view["pack"] = pack.as_ref().map(pack_json).into();
+            if let Some(cpu) = cpu {
+                view["cpu"] = cpu.into();
+            }
             line(view)?;
         } else {
+            cpu.map_or(Ok(()), line)?;
             let more = match &pack {
                 Some(pack) => pack_text(pack),
                 None => budgets(&sizes, &model.spec),
