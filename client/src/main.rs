@@ -17,7 +17,7 @@ async fn main() -> ExitCode {
         // Whoever read the output has seen enough: `outrigger run … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("outrigger: {error:#}");
+            cli::note(format!("outrigger: {error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -22,6 +22,17 @@ fn said(command: &mut Command) -> (bool, String, String) {
     (status.success(), text(stdout), text(stderr))
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn full_disks_are_errors_on_standard_output_and_nothing_on_standard_error() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (success, _, stderr) = said(outrigger(&["completions", "bash"]).stdout(full()));
+    assert!(!success && stderr.starts_with("outrigger: No space left"), "{stderr}");
+    let run = ["run", "-p", "Once", "--temp", "0", "-n", "2"];
+    let (success, stdout, _) = said(outrigger(&run).stderr(full()).env("RUST_LOG", "trace"));
+    assert!(success && stdout.starts_with("Once"), "{stdout}");
+}
+
 #[test]
 fn the_processor_is_shown_as_json_too() {
     let (_, plain, _) = said(&mut outrigger(&["inspect", "--cpu"]));

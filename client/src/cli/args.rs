@@ -14,6 +14,8 @@ use outrigger::{
     SamplerConfig, TlsIdentity,
 };
 
+use super::view::{note, spinner};
+
 /// Which model, on how much of the machine.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
@@ -104,7 +106,7 @@ impl MetricsArgs {
         let Some(at) = self.metrics else { return Ok(()) };
         let listening = tokio::net::TcpListener::bind(at).await;
         let listener = listening.with_context(|| format!("cannot listen on {at} for /metrics"))?;
-        eprintln!("metrics on http://{}/metrics", listener.local_addr()?);
+        note(format!("metrics on http://{}/metrics", listener.local_addr()?));
         let engine = engine.clone();
         tokio::spawn(outrigger_server::serve_metrics(listener, move || engine.metrics()));
         Ok(())
@@ -173,7 +175,10 @@ impl PlacementArgs {
         };
         config.prior = self.prior;
         if self.private {
-            eprintln!("private: nothing leaves this device; servers given: {}", self.servers.len());
+            note(format!(
+                "private: nothing leaves this device; servers given: {}",
+                self.servers.len()
+            ));
         } else {
             config.servers = self.servers.clone();
             config.token = self.token()?;
@@ -240,16 +245,16 @@ fn random_seed() -> u64 {
 
 /// Opens the engine and says what a user should know about the cache and the servers.
 pub(crate) async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
-    let spinner = super::view::spinner("loading the model");
+    let spinner = spinner("loading the model");
     let engine = Engine::open(config).await.context("cannot open the model")?;
     spinner.finish_and_clear();
     if let Some(warning) = engine.store().cliff() {
-        eprintln!("warning: {warning}");
+        note(format!("warning: {warning}"));
     }
     for server in engine.servers() {
         if server.state != outrigger::LinkState::Up {
             let fault = server.fault.as_deref().unwrap_or("it has not answered yet");
-            eprintln!("warning: server {} is not used yet: {fault}", server.url);
+            note(format!("warning: server {} is not used yet: {fault}", server.url));
         }
     }
     Ok(engine)

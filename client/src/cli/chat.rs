@@ -9,7 +9,7 @@ use outrigger::text::Message;
 
 use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
 use super::run::summary;
-use super::view::{MarkedText, Totals, put};
+use super::view::{MarkedText, Totals, note, put};
 
 /// Talk to the model.
 #[derive(Debug, Args)]
@@ -43,7 +43,7 @@ impl Chat {
         }
         let terminal = std::io::stdin().is_terminal();
         if terminal {
-            eprintln!("Type a message; an empty line or Ctrl-D ends.");
+            note("Type a message; an empty line or Ctrl-D ends.");
         }
         for line in prompts(terminal) {
             let line = line?;
@@ -74,7 +74,7 @@ impl Chat {
             }
         }
         text.end()?;
-        eprintln!("({})", summary(&totals));
+        note(format!("({})", summary(&totals)));
         Ok(answer)
     }
 }

@@ -20,6 +20,8 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use view::note;
+
 /// Run a mixture-of-experts model that is too big for the device, on the device.
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, propagate_version = true)]
@@ -78,8 +80,9 @@ impl Cli {
             Command::Proxy(proxy) => proxy.run().await,
             Command::Completions { shell } => {
                 let command = &mut Cli::command();
-                clap_complete::generate(shell, command, "outrigger", &mut std::io::stdout());
-                Ok(())
+                let mut script = Vec::new();
+                clap_complete::generate(shell, command, "outrigger", &mut script);
+                Ok(view::put(&String::from_utf8_lossy(&script))?)
             }
         }
     }
@@ -88,5 +91,10 @@ impl Cli {
 /// Logs go to standard error, warnings only unless `RUST_LOG` says otherwise.
 pub(crate) fn start_log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would be told to standard error too.
+        .log_internal_errors(false)
+        .init();
 }

@@ -9,7 +9,7 @@ use outrigger::{Budget, Model};
 use serde_json::json;
 
 use super::args::ModelArgs;
-use super::view::{bar, line, size};
+use super::view::{bar, line, note, size};
 
 /// Prose, tales, program code and the Romance languages: what experts are fitted to unless the user knows better.
 const CALIBRATION: &str = include_str!("calibration.txt");
@@ -69,7 +69,7 @@ pub(crate) async fn cached(model: &Path, budget: Budget) -> Result<PathBuf> {
     let name = format!("{}-{budget}.gguf", &fingerprint[..16]).replace(' ', "");
     let path = cache_dir()?.join(name);
     if !path.exists() {
-        eprintln!("fitting stand-ins of {budget} once, to {}", path.display());
+        note(format!("fitting stand-ins of {budget} once, to {}", path.display()));
         with_progress(&config(model, &path, budget)).await?;
     }
     Ok(path)

@@ -8,7 +8,7 @@ use outrigger::Token;
 use serde_json::json;
 
 use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
-use super::view::{MarkedText, Totals, line, put, size};
+use super::view::{MarkedText, Totals, line, note, put, size};
 
 /// Generate text.
 #[derive(Debug, Args)]
@@ -63,7 +63,7 @@ impl Run {
             true => line(totals_json(&totals))?,
             false => {
                 text.end()?;
-                eprintln!("{}", summary(&totals));
+                note(summary(&totals));
             }
         }
         Ok(())

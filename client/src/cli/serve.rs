@@ -10,7 +10,7 @@ use outrigger_server::stop_signal;
 use tokio::net::TcpListener;
 
 use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open, read};
-use super::view::line;
+use super::view::{line, note};
 
 /// Serve chats and completions over HTTP, as OpenAI's clients expect them.
 #[derive(Debug, Args)]
@@ -64,7 +64,7 @@ impl Serve {
         let address = listener.local_addr().context("cannot tell the address")?;
         if !address.ip().is_loopback() {
             let who = if serving.api_key.is_some() { "with the key" } else { "without a key" };
-            eprintln!("warning: {address} is open to other machines, {who} and without TLS");
+            note(format!("warning: {address} is open to other machines, {who} and without TLS"));
         }
         line(format!("listening on http://{address}"))?;
         serve(engine, listener, serving, stop).await;

@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::GgmlType;
 use outrigger::synth::{self, Shape};
 
-use super::view::{bar, size};
+use super::view::{bar, note, size};
 
 /// Write a random-weight model at real dimensions.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ impl Synth {
         .with_context(|| format!("cannot write {}", self.output.display()))?;
         progress.finish_and_clear();
         let written = std::fs::metadata(&self.output)?.len();
-        eprintln!("{}: {}", self.output.display(), size(written));
+        note(format!("{}: {}", self.output.display(), size(written)));
         Ok(())
     }
 }

@@ -48,6 +48,11 @@ impl MarkedText {
     }
 }
 
+/// Prints a line to standard error. If that fails there is nobody to tell: unlike `eprintln!`, it does not panic.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Prints without a line break, at once.
 ///
 /// # Errors

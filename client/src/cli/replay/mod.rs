@@ -11,7 +11,7 @@ use outrigger::{Budget, CacheStats};
 use outrigger_experts::{Cache, LayerStats};
 use serde_json::json;
 
-use super::view::{line, put, table};
+use super::view::{line, note, put, table};
 use policy::Policy;
 
 /// Replay routing traces against cache sizes and policies.
@@ -71,7 +71,7 @@ fn open(paths: &[PathBuf]) -> Result<Vec<Trace>> {
     for path in paths {
         let trace = Trace::open(path)?;
         if trace.cut_off {
-            eprintln!("warning: {} ends within a batch, which is left out", path.display());
+            note(format!("warning: {} ends within a batch, which is left out", path.display()));
         }
         ensure!(
             traces.first().is_none_or(|first| first.shape == trace.shape),
