@@ -45,6 +45,20 @@ fn the_processor_is_shown_as_json_too() {
 }
 
 #[test]
+fn a_models_name_commands_no_terminal() {
+    let name = b"Outrigger demo 21M";
+    let mut model = std::fs::read(demo()).unwrap();
+    let at = model.windows(name.len()).position(|bytes| bytes == name).expect("its name");
+    model[at..at + 4].copy_from_slice(b"\x1b[2J");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, model).unwrap();
+    let (success, stdout, stderr) = said(&mut outrigger(&["inspect", path.to_str().unwrap()]));
+    assert!(success, "{stderr}");
+    assert!(stdout.contains("\\u{1b}[2Jigger demo 21M") && !stdout.contains('\x1b'), "{stdout}");
+}
+
+#[test]
 fn a_link_without_bandwidth_is_refused() {
     let (success, _, stderr) = said(&mut outrigger(&["proxy", "--to", "x:1", "--bandwidth", "0"]));
     assert!(!success && stderr.contains("--bandwidth"), "{stderr}");

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::args::{ComputeArgs, SamplingArgs, open};
 use super::embedded::EmbeddedServer;
 use super::run::totals_json;
-use super::view::{MarkedText, Totals, line, put, size, table};
+use super::view::{MarkedText, Totals, line, printable, put, size, table};
 
 /// How long the tour waits for the link to come back.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -153,7 +153,7 @@ impl Demo {
             "{}: {} layers of {} experts, {} of them used for a token.\n\
              The device holds the trunk and {} of experts ({} of all); the others are absent from it.\n\
              An expert server answers at {}, behind a link that this tour will cut.",
-            spec.name,
+            printable(&spec.name),
             spec.n_layers,
             spec.n_experts,
             spec.n_used,

@@ -8,7 +8,7 @@ use outrigger::pack::Summary;
 use outrigger::{Model, ModelSpec, Sizes};
 use serde_json::json;
 
-use super::view::{line, put, size, table};
+use super::view::{line, printable, put, size, table};
 
 /// Show what a model file holds and what fits in which budget.
 #[derive(Debug, Args)]
@@ -75,8 +75,8 @@ fn pack_text(pack: &Summary) -> String {
     format!(
         "a pack of {} of the experts, fitted to {}\nmatrices: {}\n\n{}\n\
          error: squared, of an expert's output on the calibration text, over the output's own square; weighted by use\n",
-        pack.budget,
-        pack.calibration,
+        printable(&pack.budget),
+        printable(&pack.calibration),
         types.join(", "),
         table(&rows),
     )
@@ -127,7 +127,7 @@ fn text_view(model: &Model, sizes: &Sizes) -> String {
     let shared =
         spec.n_ff_shared.map_or(String::new(), |ff| format!(", shared expert of width {ff}"));
     let rows = [
-        ("model", spec.name.clone()),
+        ("model", printable(&spec.name)),
         ("architecture", spec.arch.to_string()),
         ("fingerprint", model.gguf.fingerprint().to_string()),
         ("layers", spec.n_layers.to_string()),

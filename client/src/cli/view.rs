@@ -24,7 +24,11 @@ impl MarkedText {
             return Ok(());
         }
         self.mark(token.provisional)?;
-        put(&token.text)
+        // Nobody's text commands the terminal.
+        match self.terminal {
+            true => put(&token.text.replace(is_command, "")),
+            false => put(&token.text),
+        }
     }
 
     /// Closes an open mark and ends the line.
@@ -48,9 +52,26 @@ impl MarkedText {
     }
 }
 
+/// Whether a terminal would do something at this character.
+fn is_command(c: char) -> bool {
+    c.is_control() && !matches!(c, '\n' | '\t')
+}
+
+/// Text of unknown origin with control characters written out.
+pub(crate) fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for c in text.chars() {
+        match is_command(c) {
+            true => printable.extend(c.escape_default()),
+            false => printable.push(c),
+        }
+    }
+    printable
+}
+
 /// Prints a line to standard error. If that fails there is nobody to tell: unlike `eprintln!`, it does not panic.
 pub(crate) fn note(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(&text.to_string()));
 }
 
 /// Prints without a line break, at once.
