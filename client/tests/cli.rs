@@ -22,6 +22,15 @@ fn said(command: &mut Command) -> (bool, String, String) {
     (status.success(), text(stdout), text(stderr))
 }
 
+/// A mark, and the line, are closed before anything else is said.
+#[test]
+fn an_error_leaves_no_line_open() {
+    let part = ["--expert-cache", "10%", "--elsewhere", "absent", "--on-miss", "fail"];
+    let (success, stdout, _) = said(outrigger(&["run", "-p", "Once", "--temp", "0"]).args(part));
+    assert!(!success);
+    assert_eq!(stdout, "Once\n");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn full_disks_are_errors_on_standard_output_and_nothing_on_standard_error() {

@@ -97,25 +97,27 @@ impl Demo {
         let shares = [total / 3, total * 2 / 3 - total / 3, total - total * 2 / 3];
 
         self.say("Connected: every expert answers, from the device or from the server.")?;
-        if !self.json {
-            put(&self.prompt)?;
-        }
-        let connected = self.generate(session, shares[0]).await.context("while connected")?;
+        let connected =
+            self.generate(session, &self.prompt, shares[0]).await.context("while connected")?;
 
         link.set(Conditions { state: LinkFault::Silent, ..Conditions::default() });
         self.say(
             "The link is cut. The device goes on with what it has; marked text is provisional.",
         )?;
-        let cut_off = self.generate(session, shares[1]).await.context("while cut off")?;
+        let cut_off = self.generate(session, "", shares[1]).await.context("while cut off")?;
 
         link.set(Conditions::default());
         self.heal(engine, session).await?;
-        let restored = self.generate(session, shares[2]).await.context("after the cut")?;
+        let restored = self.generate(session, "", shares[2]).await.context("after the cut")?;
         Ok(vec![connected, cut_off, restored])
     }
 
-    async fn generate(&self, session: &mut Session, count: usize) -> Result<Totals> {
+    /// Generates `count` tokens, and shows them behind the text `before`.
+    async fn generate(&self, session: &mut Session, before: &str, count: usize) -> Result<Totals> {
         let (mut text, mut totals) = (MarkedText::new(), Totals::default());
+        if !self.json {
+            text.prompt(before)?;
+        }
         for _ in 0..count {
             let token = session.step().await?;
             totals.add(&token);

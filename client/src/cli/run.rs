@@ -8,7 +8,7 @@ use outrigger::Token;
 use serde_json::json;
 
 use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
-use super::view::{MarkedText, Totals, line, note, put, size};
+use super::view::{MarkedText, Totals, line, note, size};
 
 /// Generate text.
 #[derive(Debug, Args)]
@@ -45,7 +45,7 @@ impl Run {
         session.push_text(&prompt)?;
         let (mut text, mut totals) = (MarkedText::new(), Totals::default());
         if !self.json {
-            put(&prompt)?;
+            text.prompt(&prompt)?;
         }
         let room = engine.context().saturating_sub(session.len()) + 1;
         for _ in 0..self.predict.unwrap_or(room).min(room) {

@@ -1,21 +1,31 @@
-//! What people see: marked text, progress, tables. All of it plain where the output is no terminal.
+//! What people see: marked text, notes, progress, tables. All of it plain where the output is no terminal.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Result, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use outrigger::{Tally, Token};
 
-/// Text as it streams, with what is provisional visibly marked: dim and underlined on a terminal, in `[~ ~]` elsewhere.
+/// Text as it streams, with what is provisional visibly marked: yellow and underlined on a terminal, in `[~ ~]`
+/// elsewhere. Dropping it leaves no mark and no line open.
 pub(crate) struct MarkedText {
     terminal: bool,
+    styled: bool,
     marking: bool,
+    /// Whether something stands on the line.
+    open: bool,
 }
 
 impl MarkedText {
     pub(crate) fn new() -> MarkedText {
-        MarkedText { terminal: std::io::stdout().is_terminal(), marking: false }
+        let terminal = std::io::stdout().is_terminal();
+        MarkedText { terminal, styled: terminal && styled(), marking: false, open: false }
+    }
+
+    /// Prints what the tokens continue.
+    pub(crate) fn prompt(&mut self, text: &str) -> Result<()> {
+        self.put(text)
     }
 
     /// Prints a token's text at once.
@@ -24,17 +34,23 @@ impl MarkedText {
             return Ok(());
         }
         self.mark(token.provisional)?;
-        // Nobody's text commands the terminal.
-        match self.terminal {
-            true => put(&token.text.replace(is_command, "")),
-            false => put(&token.text),
-        }
+        self.put(&token.text)
     }
 
     /// Closes an open mark and ends the line.
     pub(crate) fn end(&mut self) -> Result<()> {
+        self.open = false;
         self.mark(false)?;
         put("\n")
+    }
+
+    /// Nobody's text commands the terminal.
+    fn put(&mut self, text: &str) -> Result<()> {
+        self.open = true;
+        match self.terminal {
+            true => put(&text.replace(is_command, "")),
+            false => put(text),
+        }
     }
 
     /// Changes between marked and plain.
@@ -43,13 +59,28 @@ impl MarkedText {
             return Ok(());
         }
         self.marking = provisional;
-        put(match (self.terminal, provisional) {
+        put(match (self.styled, provisional) {
             (true, true) => "\x1b[33;4m",
             (true, false) => "\x1b[0m",
             (false, true) => "[~",
             (false, false) => "~]",
         })
     }
+}
+
+impl Drop for MarkedText {
+    fn drop(&mut self) {
+        if self.open {
+            // Whatever went wrong is reported already.
+            let _ = self.end();
+        }
+    }
+}
+
+/// Whether a terminal may be sent escape sequences: see <https://no-color.org>.
+pub(crate) fn styled() -> bool {
+    let set = |name| std::env::var_os(name).unwrap_or_default();
+    set("NO_COLOR").is_empty() && set("TERM") != "dumb"
 }
 
 /// Whether a terminal would do something at this character.
@@ -94,7 +125,7 @@ pub(crate) fn line(text: impl Display) -> Result<()> {
 
 /// A spinner on standard error; invisible where that is no terminal.
 pub(crate) fn spinner(message: &'static str) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message);
+    let spinner = shown(ProgressBar::new_spinner()).with_message(message);
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
 }
@@ -106,7 +137,14 @@ pub(crate) fn bar(total: u64, unit: &str) -> ProgressBar {
         _ => "{bar:40} {pos}/{len} {per_sec} {eta} {msg}",
     };
     let style = ProgressStyle::with_template(template).expect("the template is well formed");
-    ProgressBar::new(total).with_style(style)
+    shown(ProgressBar::new(total)).with_style(style)
+}
+
+fn shown(progress: ProgressBar) -> ProgressBar {
+    if !styled() {
+        progress.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    progress
 }
 
 /// Totals over some tokens.
