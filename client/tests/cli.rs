@@ -1,8 +1,9 @@
 //! The command line as people and scripts have it: where it ends, what it says, and what it does not choke on.
 #![cfg(feature = "cli")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -20,6 +21,57 @@ fn said(command: &mut Command) -> (bool, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.success(), text(stdout), text(stderr))
+}
+
+#[test]
+fn a_run_ends_with_the_context_and_says_so() {
+    let (success, stdout, stderr) =
+        said(&mut outrigger(&["run", "-p", "Once", "--temp", "0", "-c", "24"]));
+    assert!(success && stdout.starts_with("Once"), "{stderr}");
+    assert!(stderr.ends_with("the context of 24 tokens is full\n"), "{stderr}");
+    let (_, _, stderr) =
+        said(&mut outrigger(&["run", "-p", "Once", "--temp", "0", "-c", "24", "-n", "8"]));
+    assert!(stderr.starts_with("8 tokens") && !stderr.contains("is full"), "{stderr}");
+}
+
+/// Two of these messages leave no room for an answer, and one of them does not fit at all.
+#[test]
+fn a_chat_goes_on_when_its_context_is_full() {
+    let mut chat = outrigger(&["chat", "-c", "160", "-n", "64", "--system", "Tell tales."]);
+    chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = chat.spawn().unwrap();
+    let too_long = "word ".repeat(200);
+    let long = "word ".repeat(40);
+    let talk = format!("{long}\n{long}\n{too_long}\n{long}\n");
+    chat.stdin.take().unwrap().write_all(talk.as_bytes()).unwrap();
+    let Output { status, stderr, .. } = chat.wait_with_output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.success(), "{stderr}");
+    assert_eq!(stderr.matches(" tok/s, coverage 1.000").count(), 3, "{stderr}");
+    assert!(stderr.contains("the oldest turns are forgotten"), "{stderr}");
+    assert!(stderr.contains("the context holds 160: say less"), "{stderr}");
+}
+
+#[test]
+fn an_answer_that_fills_the_context_ends_with_a_note() {
+    let mut chat = outrigger(&["chat", "-c", "40", "-n", "512", "--temp", "0"]);
+    chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut chat = chat.spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"Once upon a time there was a king\n").unwrap();
+    let Output { status, stderr, .. } = chat.wait_with_output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(
+        status.success() && stderr.starts_with("(the context of 40 tokens is full;"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_demo_longer_than_the_context_fits_itself_to_it() {
+    let (success, stdout, stderr) =
+        said(&mut outrigger(&["demo", "-n", "90", "-c", "60", "--json"]));
+    assert!(success && stderr.contains("the context holds 60 tokens"), "{stderr}");
+    assert_eq!(stdout.lines().count(), 3);
 }
 
 /// A mark, and the line, are closed before anything else is said.

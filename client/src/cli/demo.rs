@@ -12,8 +12,9 @@ use serde_json::json;
 
 use super::args::{ComputeArgs, SamplingArgs, open};
 use super::embedded::EmbeddedServer;
+use super::generate::{Cut, generate, room};
 use super::run::totals_json;
-use super::view::{MarkedText, Totals, line, printable, put, size, table};
+use super::view::{MarkedText, Totals, line, note, printable, put, size, table};
 
 /// How long the tour waits for the link to come back.
 const RECONNECT_PATIENCE: Duration = Duration::from_secs(10);
@@ -93,42 +94,55 @@ impl Demo {
         session: &mut Session,
         link: &FaultProxy,
     ) -> Result<Vec<Totals>> {
-        let total = self.predict as usize;
+        let room = room(engine, session);
+        let total = room.min(self.predict as usize);
+        if total < self.predict as usize {
+            note(format!("the context holds {} tokens: {total} are generated", engine.context()));
+        }
         let shares = [total / 3, total * 2 / 3 - total / 3, total - total * 2 / 3];
 
         self.say("Connected: every expert answers, from the device or from the server.")?;
-        let connected =
-            self.generate(session, &self.prompt, shares[0]).await.context("while connected")?;
+        let connected = self.generate(engine, session, &self.prompt, shares[0]).await;
+        let connected = connected.context("while connected")?;
 
         link.set(Conditions { state: LinkFault::Silent, ..Conditions::default() });
         self.say(
             "The link is cut. The device goes on with what it has; marked text is provisional.",
         )?;
-        let cut_off = self.generate(session, "", shares[1]).await.context("while cut off")?;
+        let cut_off = self.generate(engine, session, "", shares[1]).await;
+        let cut_off = cut_off.context("while cut off")?;
 
         link.set(Conditions::default());
         self.heal(engine, session).await?;
-        let restored = self.generate(session, "", shares[2]).await.context("after the cut")?;
+        let restored = self.generate(engine, session, "", shares[2]).await;
+        let restored = restored.context("after the cut")?;
         Ok(vec![connected, cut_off, restored])
     }
 
     /// Generates `count` tokens, and shows them behind the text `before`.
-    async fn generate(&self, session: &mut Session, before: &str, count: usize) -> Result<Totals> {
-        let (mut text, mut totals) = (MarkedText::new(), Totals::default());
+    async fn generate(
+        &self,
+        engine: &Engine,
+        session: &mut Session,
+        before: &str,
+        count: usize,
+    ) -> Result<Totals> {
+        let mut text = MarkedText::new();
         if !self.json {
             text.prompt(before)?;
         }
-        for _ in 0..count {
-            let token = session.step().await?;
-            totals.add(&token);
+        let said = generate(engine, session, Some(count), |token| {
             if !self.json {
-                text.print(&token)?;
+                text.print(token)?;
             }
-        }
+            Ok(true)
+        });
+        let said = said.await?;
         if !self.json {
             text.end()?;
         }
-        Ok(totals)
+        ensure!(said.cut != Some(Cut::User), "{}", Cut::User);
+        Ok(said.totals)
     }
 
     /// Waits for the server and recomputes what was said without it.

@@ -6,6 +6,7 @@ mod chat;
 mod demo;
 mod embedded;
 mod eval;
+mod generate;
 mod inspect;
 mod pack;
 mod proxy;

@@ -8,6 +8,7 @@ use outrigger::Token;
 use serde_json::json;
 
 use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
+use super::generate::{Cut, generate};
 use super::view::{MarkedText, Totals, line, note, size};
 
 /// Generate text.
@@ -43,28 +44,29 @@ impl Run {
         self.metrics.publish(&engine).await?;
         let mut session = engine.session(self.sampling.config())?;
         session.push_text(&prompt)?;
-        let (mut text, mut totals) = (MarkedText::new(), Totals::default());
+        let mut text = MarkedText::new();
         if !self.json {
             text.prompt(&prompt)?;
         }
-        let room = engine.context().saturating_sub(session.len()) + 1;
-        for _ in 0..self.predict.unwrap_or(room).min(room) {
-            let token = session.step().await?;
-            totals.add(&token);
+        let said = generate(&engine, &mut session, self.predict, |token| {
             match self.json {
-                true => line(token_json(&token))?,
-                false => text.print(&token)?,
+                true => line(token_json(token))?,
+                false => text.print(token)?,
             }
-            if token.end {
-                break;
-            }
-        }
+            Ok(!token.end)
+        });
+        let said = said.await?;
         match self.json {
-            true => line(totals_json(&totals))?,
+            true => line(totals_json(&said.totals))?,
             false => {
                 text.end()?;
-                note(summary(&totals));
+                note(summary(&said.totals));
             }
+        }
+        match said.cut {
+            Some(cut @ Cut::User) => bail!("{cut}"),
+            Some(cut) => note(cut),
+            None => {}
         }
         Ok(())
     }
