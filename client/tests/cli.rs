@@ -83,6 +83,15 @@ fn an_error_leaves_no_line_open() {
     assert_eq!(stdout, "Once\n");
 }
 
+#[test]
+fn missing_servers_are_named_after_the_text() {
+    let part = ["--expert-cache", "10%", "--elsewhere", "absent", "--server", "127.0.0.1:1"];
+    let (_, stdout, stderr) =
+        said(outrigger(&["run", "-p", "Once", "--temp", "0", "-n", "4"]).args(part));
+    assert!(stdout.starts_with("Once[~") && stdout.ends_with("~]\n"), "{stdout}");
+    assert!(stderr.contains("experts were missing: 127.0.0.1:1: "), "{stderr}");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn full_disks_are_errors_on_standard_output_and_nothing_on_standard_error() {

@@ -203,7 +203,7 @@ fn closing_table(phases: &[Totals]) -> String {
     ];
     let mut rows = vec![header.map(String::from).to_vec()];
     for (totals, phase) in phases.iter().zip(PHASES) {
-        let [local, remote, missing] = totals.shares().map(|share| format!("{share:.1} %"));
+        let [local, remote, _, missing] = totals.shares().map(|share| format!("{share:.1} %"));
         rows.push(vec![
             phase.to_owned(),
             totals.tokens.to_string(),

@@ -63,6 +63,11 @@ impl Run {
                 note(summary(&said.totals));
             }
         }
+        if let Some(fault) = &said.totals.fault
+            && !self.placement.servers.is_empty()
+        {
+            note(format!("experts were missing: {fault}"));
+        }
         match said.cut {
             Some(cut @ Cut::User) => bail!("{cut}"),
             Some(cut) => note(cut),
@@ -87,10 +92,10 @@ impl Run {
 
 /// One line for people: speed, coverage and traffic.
 pub(crate) fn summary(totals: &Totals) -> String {
-    let [local, remote, missing] = totals.shares();
+    let [local, remote, standin, missing] = totals.shares();
     format!(
-        "{} tokens, {:.1} tok/s, coverage {:.3}; experts {local:.0} % local, {remote:.0} % remote, {missing:.0} % missing; \
-         {} up, {} down",
+        "{} tokens, {:.1} tok/s, coverage {:.3}; experts {local:.0} % local, {remote:.0} % remote, \
+         {standin:.0} % approximated, {missing:.0} % missing; {} up, {} down",
         totals.tokens,
         totals.tokens_per_second(),
         totals.mean_coverage(),

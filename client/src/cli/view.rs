@@ -154,6 +154,8 @@ pub(crate) struct Totals {
     pub(crate) elapsed: Duration,
     pub(crate) slowest: Duration,
     pub(crate) tally: Tally,
+    /// Why experts were missing, the last time that any were.
+    pub(crate) fault: Option<String>,
     coverage: f64,
 }
 
@@ -164,6 +166,9 @@ impl Totals {
         self.slowest = self.slowest.max(token.elapsed);
         self.tally += token.tally;
         self.coverage += f64::from(token.coverage);
+        if token.fault.is_some() {
+            self.fault.clone_from(&token.fault);
+        }
     }
 
     pub(crate) fn tokens_per_second(&self) -> f64 {
@@ -174,11 +179,11 @@ impl Totals {
         if self.tokens == 0 { 1.0 } else { self.coverage / self.tokens as f64 }
     }
 
-    /// Shares of routed expert calls that ran locally, remotely and not at all, in per cent.
-    pub(crate) fn shares(&self) -> [f64; 3] {
-        let Tally { local, remote, missing, .. } = self.tally;
+    /// Shares of routed expert calls that ran locally, remotely, by approximation and not at all, in per cent.
+    pub(crate) fn shares(&self) -> [f64; 4] {
+        let Tally { local, remote, missing, standin, .. } = self.tally;
         let all = (local + remote + missing).max(1) as f64;
-        [local, remote, missing].map(|calls| 100.0 * calls as f64 / all)
+        [local, remote, standin, missing - standin].map(|calls| 100.0 * calls as f64 / all)
     }
 }
 

@@ -105,9 +105,10 @@ impl Figures {
     }
 
     fn notes(&self) -> String {
-        let Tally { local, remote, missing, .. } = self.tally;
+        let Tally { local, remote, missing, standin, .. } = self.tally;
+        let missing = missing - standin;
         let mut notes = format!(
-            "expert calls: {local} local, {remote} remote, {missing} missing; {} up, {} down, {} read; {:.1} s\n",
+            "expert calls: {local} local, {remote} remote, {standin} approximated, {missing} missing; {} up, {} down, {} read; {:.1} s\n",
             size(self.tally.bytes_up),
             size(self.tally.bytes_down),
             size(self.cache.bytes_read),
