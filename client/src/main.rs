@@ -6,11 +6,9 @@ mod cli;
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
-
 #[tokio::main]
 async fn main() -> ExitCode {
-    let command = cli::Cli::parse();
+    let command = cli::Cli::from_user();
     cli::start_log();
     match command.run().await {
         Ok(()) => ExitCode::SUCCESS,

@@ -104,6 +104,19 @@ fn full_disks_are_errors_on_standard_output_and_nothing_on_standard_error() {
 }
 
 #[test]
+fn a_variable_that_is_empty_says_nothing() {
+    let mut run = outrigger(&["run", "-p", "Once", "--temp", "0", "-n", "2"]);
+    for name in ["SERVERS", "TOKEN", "THREADS", "CTX_SIZE", "EXPERT_CACHE", "METRICS", "TLS_CA"] {
+        run.env(format!("OUTRIGGER_{name}"), "");
+    }
+    let (success, _, stderr) = said(run.env("RUST_LOG", ""));
+    assert!(success && stderr.starts_with("2 tokens"), "{stderr}");
+    let mut run = outrigger(&["run", "-p", "Once", "--temp", "0", "-n", "2"]);
+    let (success, _, stderr) = said(run.env("OUTRIGGER_MODEL", ""));
+    assert!(!success && stderr.contains("--model <FILE>"), "{stderr}");
+}
+
+#[test]
 fn the_processor_is_shown_as_json_too() {
     let (_, plain, _) = said(&mut outrigger(&["inspect", "--cpu"]));
     let model = demo();

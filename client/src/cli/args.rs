@@ -202,13 +202,18 @@ impl PlacementArgs {
     }
 
     fn token(&self) -> Result<Option<BearerToken>> {
-        let (text, from) = match (&self.token_file, std::env::var("OUTRIGGER_TOKEN")) {
+        let (text, from) = match (&self.token_file, from_env("OUTRIGGER_TOKEN")) {
             (Some(path), _) => (read(path)?, path.display().to_string()),
-            (None, Ok(text)) => (text, "OUTRIGGER_TOKEN".to_owned()),
-            (None, Err(_)) => return Ok(None),
+            (None, Some(text)) => (text, "OUTRIGGER_TOKEN".to_owned()),
+            (None, None) => return Ok(None),
         };
         text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
+}
+
+/// What a variable says; one that is empty says nothing.
+pub(super) fn from_env(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|text| !text.is_empty())
 }
 
 pub(super) fn read(path: &Path) -> Result<String> {

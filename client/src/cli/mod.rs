@@ -17,8 +17,10 @@ mod simulate;
 mod synth;
 mod view;
 
+use std::ffi::OsStr;
+
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 pub(crate) use view::note;
@@ -65,6 +67,20 @@ enum Command {
 }
 
 impl Cli {
+    /// What the command line and the environment say; a variable that is empty says nothing.
+    pub(crate) fn from_user() -> Cli {
+        let empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let command = Cli::command().mut_subcommands(|command| {
+            command.mut_args(|arg| match arg.get_env().is_some_and(empty) {
+                true => arg.env(None::<&'static str>),
+                false => arg,
+            })
+        });
+        let mut matches = command.get_matches();
+        let parsed = Cli::from_arg_matches_mut(&mut matches);
+        parsed.unwrap_or_else(|error| error.format(&mut Cli::command()).exit())
+    }
+
     pub(crate) async fn run(self) -> Result<()> {
         match self.command {
             Command::Demo(demo) => demo.run().await,

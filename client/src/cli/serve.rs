@@ -9,7 +9,7 @@ use outrigger::serve::{ApiKey, ServeConfig, serve};
 use outrigger_server::stop_signal;
 use tokio::net::TcpListener;
 
-use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open, read};
+use super::args::{ModelArgs, PlacementArgs, SamplingArgs, from_env, open, read};
 use super::view::{line, note};
 
 /// Serve chats and completions over HTTP, as OpenAI's clients expect them.
@@ -94,10 +94,10 @@ impl Serve {
     }
 
     fn api_key(&self) -> Result<Option<ApiKey>> {
-        let (text, from) = match (&self.api_key_file, std::env::var("OUTRIGGER_API_KEY")) {
+        let (text, from) = match (&self.api_key_file, from_env("OUTRIGGER_API_KEY")) {
             (Some(path), _) => (read(path)?, path.display().to_string()),
-            (None, Ok(text)) => (text, "OUTRIGGER_API_KEY".to_owned()),
-            (None, Err(_)) => return Ok(None),
+            (None, Some(text)) => (text, "OUTRIGGER_API_KEY".to_owned()),
+            (None, None) => return Ok(None),
         };
         text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
