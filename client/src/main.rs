@@ -9,8 +9,11 @@ use std::process::ExitCode;
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = cli::Cli::from_user();
-    cli::start_log();
-    match command.run().await {
+    let ended = match cli::start_log() {
+        Ok(()) => command.run().await,
+        Err(error) => Err(error),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the output has seen enough: `outrigger run … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

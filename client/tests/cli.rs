@@ -117,6 +117,16 @@ fn a_variable_that_is_empty_says_nothing() {
 }
 
 #[test]
+fn a_log_that_nobody_can_keep_is_refused() {
+    let mut run = outrigger(&["run", "-p", "Once", "--temp", "0", "-n", "2"]);
+    let (success, _, stderr) = said(run.env("RUST_LOG", "outrigger=loud"));
+    assert!(
+        !success && stderr.starts_with("outrigger: RUST_LOG: found `outrigger=loud`"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn the_processor_is_shown_as_json_too() {
     let (_, plain, _) = said(&mut outrigger(&["inspect", "--cpu"]));
     let model = demo();

@@ -19,7 +19,7 @@ mod view;
 
 use std::ffi::OsStr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -106,12 +106,20 @@ impl Cli {
 }
 
 /// Logs go to standard error, warnings only unless `RUST_LOG` says otherwise.
-pub(crate) fn start_log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+///
+/// # Errors
+/// `RUST_LOG` says nothing that can be understood.
+pub(crate) fn start_log() -> Result<()> {
+    let wanted = args::from_env("RUST_LOG");
+    let wanted = wanted.as_deref().unwrap_or("warn");
+    let Ok(filter) = EnvFilter::try_new(wanted) else {
+        bail!("RUST_LOG: found `{wanted}`, expected a level or filters such as outrigger=debug");
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         // It would be told to standard error too.
         .log_internal_errors(false)
         .init();
+    Ok(())
 }
