@@ -9,8 +9,6 @@ mod avx2;
 mod avx512;
 mod blocks;
 mod dequantize;
-#[cfg(target_arch = "x86_64")]
-mod fold;
 pub(crate) mod isa;
 pub(crate) mod kv;
 #[cfg(target_arch = "aarch64")]

@@ -10,10 +10,9 @@ use std::cell::RefCell;
 use std::mem::offset_of;
 
 use super::load;
-use super::panel::{self, Lanes, Panel, STEP, finish, panel_by_panel, vectors};
-use super::unpack::{ROWS, Unpack};
+use super::panel::{self, Lanes, Out, finish, panel_by_panel, vectors};
+use super::unpack::{Panel, ROWS, STEP, Unpack};
 use crate::activations::Lines;
-use crate::quant::fold::Out;
 use crate::quant::{ActRow, Tile};
 
 /// Activation rows of an instruction.
@@ -211,7 +210,7 @@ impl Products {
     /// Adds them, which are of block `b`, to the sums of the activation rows `x`.
     ///
     /// # Safety
-    /// Each `x` has it.
+    /// Each `x` has it, and `out` is the tile's for the first of them.
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     unsafe fn finish<U: Unpack>(

@@ -8,44 +8,33 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::load;
-use super::unpack::{ROWS, Unpack};
-use crate::quant::fold::{Fold, Out};
+use super::unpack::{Panel, ROWS, STEP, Unpack};
 use crate::quant::source::Source;
 use crate::quant::sums::LANES;
 use crate::quant::{ActRow, MAX_TILE_ROWS, Tile, filled};
 
 /// Activation rows that are multiplied together.
 const BATCH: usize = 6;
-/// Values that are unpacked at a time.
-pub(super) const STEP: usize = 256;
-
-/// 256 values of each of [`ROWS`] weight rows.
-#[repr(C, align(64))]
-pub(super) struct Panel {
-    /// Values, unsigned: `[value / 4][row][value % 4]`.
-    pub(super) values: [[u8; 4 * ROWS]; STEP / 4],
-    /// Each sub-block's integer scale.
-    pub(super) scales: [[i32; ROWS]; 16],
-    /// Factors of the activations' sums over a sub-block's values, two 16-bit ones a lane.
-    pub(super) factors: [[i32; ROWS]; STEP / 32],
-    /// Each block's scale.
-    pub(super) d: [[f32; ROWS]; LANES],
-    /// The scale of the minima.
-    pub(super) dmin: [f32; ROWS],
-}
-
-impl Panel {
-    const EMPTY: Panel = Panel {
-        values: [[0; 4 * ROWS]; STEP / 4],
-        scales: [[0; ROWS]; 16],
-        factors: [[0; ROWS]; STEP / 32],
-        d: [[0.0; ROWS]; LANES],
-        dmin: [0.0; ROWS],
-    };
-}
-
 /// An activation row's products with the panel's weight rows, in the making: see [`crate::quant::sums`].
 pub(super) type Lanes = [[f32; ROWS]; LANES];
+
+/// Where an activation row's products with the panel's weight rows go once all `blocks` of their rows have added to them.
+#[derive(Clone, Copy)]
+pub(super) struct Out {
+    at: *mut f32,
+    /// How many products.
+    rows: usize,
+    stride: usize,
+    blocks: usize,
+}
+
+impl Out {
+    /// Those of the activation row `i` rows on.
+    #[inline(always)]
+    pub(super) fn row(self, i: usize) -> Out {
+        Out { at: self.at.wrapping_add(i * self.stride), ..self }
+    }
+}
 
 /// A tile of weights that `U` unpacks.
 ///
@@ -91,7 +80,8 @@ pub(super) unsafe fn panel_by_panel<U: Unpack>(
     let blocks = tile.row_bytes / U::BYTES;
     for first in (0..tile.rows).step_by(ROWS) {
         let rows = ROWS.min(tile.rows - first);
-        let out = Out::new(tile, first..first + rows);
+        let at = tile.out.wrapping_add(first);
+        let out = Out { at, rows, stride: tile.stride, blocks };
         // The next panel follows in memory.
         let mut source =
             Source::new(tile.w[first * tile.row_bytes..].as_ptr(), tile.row_bytes, rows);
@@ -125,7 +115,7 @@ unsafe fn multiply_rest<U: Unpack, const N: usize>(
 /// Adds the products of the panel's `count` blocks, which are blocks `b` and on of their rows.
 ///
 /// # Safety
-/// Each `x` has those blocks.
+/// Each `x` has those blocks, and `out` is the tile's for the first of them.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn multiply<U: Unpack, const N: usize>(
     panel: &Panel,
@@ -150,7 +140,7 @@ unsafe fn multiply<U: Unpack, const N: usize>(
 /// Block `b` of 256 values, whose sub-blocks have integer scales.
 ///
 /// # Safety
-/// Each `x` has it.
+/// See [`multiply`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[allow(clippy::needless_range_loop)]
@@ -187,7 +177,7 @@ unsafe fn super_block<U: Unpack, const N: usize>(
 /// Adds block `b`'s terms of `ints`, its products with the sub-blocks' scales, to the sums.
 ///
 /// # Safety
-/// Each `x` has it.
+/// See [`multiply`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) unsafe fn finish<U: Unpack, const N: usize>(
@@ -202,14 +192,13 @@ pub(super) unsafe fn finish<U: Unpack, const N: usize>(
     unsafe {
         let minima = times_sums(&panel.factors[..STEP / U::SUB / 2], x, b);
         let (d, dmin) = (floats(&panel.d[0]), floats(&panel.dmin));
-        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
             if U::MINIMA {
                 let minus = subtract([_mm512_setzero_si512(); 2], minima[n]);
-                add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d), (minus, dmin)]);
+                add(&mut sums[n], b, out.row(n), x_d, [(ints[n], d), (minus, dmin)]);
             } else {
-                add(&mut sums[n], b, &fold, out.row(n), x_d, [(subtract(ints[n], minima[n]), d)]);
+                add(&mut sums[n], b, out.row(n), x_d, [(subtract(ints[n], minima[n]), d)]);
             }
         }
     }
@@ -218,7 +207,7 @@ pub(super) unsafe fn finish<U: Unpack, const N: usize>(
 /// Block `b` of 32 values, which is the panel's block `i`.
 ///
 /// # Safety
-/// Each `x` has it.
+/// See [`multiply`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[allow(clippy::needless_range_loop)]
@@ -243,10 +232,9 @@ unsafe fn block<U: Unpack, const N: usize>(
         }
         ints = dots(&panel.values[8 * i..][..8], &q, 0, ints);
         let d = floats(&panel.d[i]);
-        let fold = Fold::new(b, x[0].d.len());
         for n in 0..N {
             let x_d = _mm512_set1_ps(*x[n].d.get_unchecked(b));
-            add(&mut sums[n], b, &fold, out.row(n), x_d, [(ints[n], d)]);
+            add(&mut sums[n], b, out.row(n), x_d, [(ints[n], d)]);
         }
     }
 }
@@ -261,7 +249,6 @@ unsafe fn block<U: Unpack, const N: usize>(
 unsafe fn add<const TERMS: usize>(
     sums: &mut Lanes,
     b: usize,
-    fold: &Fold,
     out: Out,
     x_d: __m512,
     terms: [([__m512i; 2], [__m512; 2]); TERMS],
@@ -273,15 +260,26 @@ unsafe fn add<const TERMS: usize>(
             total[half] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(ints[half]), scale, total[half]);
         }
     }
-    for other in fold.others() {
-        let other = floats(&sums[*other]);
-        total = [_mm512_add_ps(total[0], other[0]), _mm512_add_ps(total[1], other[1])];
-    }
-    match fold.to {
-        Some(lane) => set(&mut sums[lane], total),
+    match b + 1 < out.blocks {
+        true => set(&mut sums[b % LANES], total),
         // SAFETY: by the caller.
-        None => unsafe { put(out, total) },
+        false => unsafe { put(out, across_lanes(sums, b, out.blocks, total)) },
     }
+}
+
+/// The sums of the lanes that have any of the blocks, as [`crate::quant::sums`] adds them up; that of block `b`, the last, is
+/// `last`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn across_lanes(sums: &Lanes, b: usize, blocks: usize, last: [__m512; 2]) -> [__m512; 2] {
+    let lane = |i: usize| match i {
+        _ if i == b % LANES => last,
+        _ if i < blocks => floats(&sums[i]),
+        _ => [_mm512_setzero_ps(); 2],
+    };
+    let add = |[a, b]: [__m512; 2], [c, d]: [__m512; 2]| [_mm512_add_ps(a, c), _mm512_add_ps(b, d)];
+    let pair = |i: usize| add(lane(i), lane(i + 4));
+    add(add(pair(0), pair(2)), add(pair(1), pair(3)))
 }
 
 #[inline]

@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{half_shifts, load, or_bits};
+use super::{across_512, across_pairs, half_shifts, load, or_bits};
 use crate::quant::avx2::{across, k_minima, k_scales, prefetch, term, total};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
@@ -363,37 +363,6 @@ unsafe fn halves<const COUNT: usize>(w: *const u8, bytes: usize) -> __m256 {
 unsafe fn scales(x: &ActRow<'_>, first: usize, count: usize) -> __m256 {
     // SAFETY: by the caller; the mask leaves out what is not there.
     unsafe { _mm256_maskz_loadu_ps(0xff >> (LANES - count), x.d.as_ptr().add(first)) }
-}
-
-/// The sum over each vector, in order.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn across_512(v: [__m512i; 8]) -> __m256i {
-    let by_2 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let by_4 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    let low = by_4(by_2(v[0], v[1]), by_2(v[2], v[3]));
-    let high = by_4(by_2(v[4], v[5]), by_2(v[6], v[7]));
-    let even = _mm512_shuffle_i32x4::<0x88>(low, high);
-    fold_128s(_mm512_add_epi32(even, _mm512_shuffle_i32x4::<0xdd>(low, high)))
-}
-
-/// The sums over the lower and the upper half of each vector, in order.
-#[inline]
-#[target_feature(enable = "avx2,avx512f,avx512vl")]
-fn across_pairs(v: [__m512i; 4]) -> __m256i {
-    let by_2 = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    let (a, b) = (by_2(v[0], v[1]), by_2(v[2], v[3]));
-    let all = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    let order = _mm256_set_epi32(7, 3, 6, 2, 5, 1, 4, 0);
-    _mm256_permutevar8x32_epi32(fold_128s(all), order)
-}
-
-/// 128-bit parts 0 and 1 added up, then 2 and 3.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl")]
-fn fold_128s(v: __m512i) -> __m256i {
-    let (even, odd) = (_mm512_shuffle_i32x4::<0x08>(v, v), _mm512_shuffle_i32x4::<0x0d>(v, v));
-    _mm512_castsi512_si256(_mm512_add_epi32(even, odd))
 }
 
 #[inline]

@@ -2,7 +2,6 @@
 
 use std::arch::x86_64::*;
 
-use super::panel::Panel;
 use super::{load, or_bits};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::source::Source;
@@ -10,6 +9,34 @@ use crate::quant::sums::LANES;
 
 /// Weight rows of a panel: two vectors of 32-bit lanes.
 pub(super) const ROWS: usize = 32;
+
+/// Values that are unpacked at a time.
+pub(super) const STEP: usize = 256;
+
+/// 256 values of each of [`ROWS`] weight rows.
+#[repr(C, align(64))]
+pub(super) struct Panel {
+    /// Values, unsigned: `[value / 4][row][value % 4]`.
+    pub(super) values: [[u8; 4 * ROWS]; STEP / 4],
+    /// Each sub-block's integer scale.
+    pub(super) scales: [[i32; ROWS]; 16],
+    /// Factors of the activations' sums over a sub-block's values, two 16-bit ones a lane.
+    pub(super) factors: [[i32; ROWS]; STEP / 32],
+    /// Each block's scale.
+    pub(super) d: [[f32; ROWS]; LANES],
+    /// The scale of the minima.
+    pub(super) dmin: [f32; ROWS],
+}
+
+impl Panel {
+    pub(super) const EMPTY: Panel = Panel {
+        values: [[0; 4 * ROWS]; STEP / 4],
+        scales: [[0; ROWS]; 16],
+        factors: [[0; ROWS]; STEP / 32],
+        d: [[0.0; ROWS]; LANES],
+        dmin: [0.0; ROWS],
+    };
+}
 
 /// How a weight type becomes a panel.
 pub(super) trait Unpack {
