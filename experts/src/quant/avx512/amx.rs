@@ -27,10 +27,7 @@ pub(crate) fn is_here() -> bool {
     const TILE_AND_INT8: u32 = 0b11 << 24;
     const TILE_STATE: u64 = 0b11 << 17;
     const LEAST_LEAF: u32 = 7;
-    #[allow(unused_unsafe, reason = "Rust 1.89 calls these unsafe")]
-    // SAFETY: every processor of this architecture has the instruction.
-    let (leaves, seven) = unsafe { (__cpuid(0).eax, __cpuid_count(7, 0).edx) };
-    if leaves < LEAST_LEAF || seven & TILE_AND_INT8 != TILE_AND_INT8 {
+    if __cpuid(0).eax < LEAST_LEAF || __cpuid_count(7, 0).edx & TILE_AND_INT8 != TILE_AND_INT8 {
         return false;
     }
     // SAFETY: processors with AMX have XSAVE, and the system that enabled AVX-512 enabled that.
