@@ -34,5 +34,5 @@ pub use degrade::{Policy, Repair, repair, stand_in};
 pub use error::{Error, Result};
 pub use gate::{Gate, Groups, Routing, Scoring};
 pub use link::{Failure, Link, LinkConfig, State};
-pub use placement::{Costs, ExpertId, Group, Placement, Residency, Site, group, place};
+pub use placement::{Costs, Group, Placement, Residency, Site, group, place};
 pub use prior::{Prior, favoured};

@@ -9,15 +9,6 @@ use std::time::Duration;
 
 use crate::Routing;
 
-/// One expert of the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ExpertId {
-    /// The layer, from 0.
-    pub layer: u32,
-    /// The expert within its layer, from 0.
-    pub expert: u32,
-}
-
 /// Where an expert's weights are, as the device sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residency {

@@ -5,8 +5,8 @@ use crate::error::{Error, Result};
 use crate::gguf::{Gguf, Metadata, Value};
 use crate::ops::Attention;
 
-/// Expert ids are 16 bits wide.
-const MAX_EXPERTS: usize = 1 << 16;
+/// Expert ids are 16 bits wide, and so is how many there are.
+const MAX_EXPERTS: usize = u16::MAX as usize;
 
 /// What the forward pass needs to know besides weights. Sizes count values.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::kv::{BLOCK, KvTensor, MAX_HEAD_DIM, QUERIES, Queries, QueryRoom};
+use super::kv::{BLOCK, KvSide, KvTensor, MAX_HEAD_DIM, QUERIES, Queries, QueryRoom};
 use super::{exp, exp_all, greatest, sum_of};
 use crate::pool::{Pool, SharedMut};
 use crate::quant::filled;
@@ -82,6 +82,8 @@ pub fn attend(
     assert_eq!(out.len(), q.len(), "outputs");
     assert!(n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads share {n_kv_heads}");
     assert!(head_dim <= Attention::MAX_HEAD_DIM, "heads of {head_dim} values");
+    kv.0.check(KvSide::Keys, (n_kv_heads, head_dim), positions);
+    kv.1.check(KvSide::Values, (n_kv_heads, head_dim), positions);
 
     let batches = &Batches { shape, q, positions };
     let out = &SharedMut::new(out);
@@ -197,7 +199,7 @@ impl<'a> Batches<'a> {
         self.positions.len().div_ceil(self.rows_together()) * self.shape.n_kv_heads * self.each()
     }
 
-    /// The last rows first: they see most, and long tasks are best begun early.
+    /// The last rows first: they see most, and what is begun late should be short.
     fn at(&self, index: usize) -> Batch<'a> {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = *self.shape;
         let (group, rows_together, each) = (self.group(), self.rows_together(), self.each());

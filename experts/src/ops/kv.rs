@@ -109,6 +109,15 @@ impl KvTensor {
         copy
     }
 
+    /// Panics where it has not the heads of an attention's `side`, or a position lies beyond it.
+    pub(super) fn check(&self, side: KvSide, shape: (usize, usize), positions: &[usize]) {
+        let found = (self.side, (self.len_lines() / self.plane(), self.head_dim));
+        assert_eq!(found, (side, shape), "side, heads and values a head");
+        for position in positions {
+            assert!(*position < self.capacity, "position {position} of {}", self.capacity);
+        }
+    }
+
     /// Lines a head.
     fn plane(&self) -> usize {
         self.ty.block_lines(self.head_dim) * self.capacity.div_ceil(BLOCK)
@@ -134,8 +143,8 @@ impl KvTensor {
     }
 }
 
-/// Stores what goes into each of some tensors of one shape, `[rows, heads, head_dim]`, at `positions`, `[rows]`. A head is one
-/// task, whose thread is the one that is likely to attend to it.
+/// Stores what goes into each of some tensors of one shape, `[rows, heads, head_dim]`, at `positions`, `[rows]`. A head is
+/// one task; with one row, its thread is likely to be the one that attends to it.
 ///
 /// # Panics
 /// Where a tensor is not of that shape, or a position lies beyond it.
@@ -147,13 +156,9 @@ pub fn store<const N: usize>(
     let Some((first, _)) = tensors.first() else { return };
     let (heads, head_dim) = (first.len_lines() / first.plane(), first.head_dim);
     let tensors = tensors.map(|(tensor, rows)| {
-        let KvTensor { side, ty, capacity, .. } = *tensor;
-        let plane = tensor.plane();
-        assert_eq!((tensor.len_lines() / plane, tensor.head_dim), (heads, head_dim), "heads");
+        let (side, ty, plane) = (tensor.side, tensor.ty, tensor.plane());
+        tensor.check(side, (heads, head_dim), positions);
         assert_eq!(rows.len(), positions.len() * heads * head_dim, "values of the positions");
-        for position in positions {
-            assert!(*position < capacity, "position {position} of {capacity}");
-        }
         (side, ty, plane, SharedMut::new(tensor.lines_mut()), rows)
     });
     pool.run(heads, &|head| {

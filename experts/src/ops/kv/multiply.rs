@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::{BLOCK, GROUP, KEY_LINES, KvSide, KvTensor, KvType, MAX_HEAD_DIM, groups};
+use super::{BLOCK, GROUP, KEY_LINES, KvTensor, KvType, MAX_HEAD_DIM, groups};
 use crate::activations::{magnitude, nearest};
 use crate::quant::isa::multiversion;
 use crate::quant::kv::{LANES, Line, Pairs};
@@ -12,8 +12,8 @@ use crate::quant::{Kernels, filled};
 pub(in crate::ops) const QUERIES: usize = 8;
 
 impl KvTensor {
-    /// `scores[half, i, p] = queries[i] · keys[start + 32 * half + p]`, for both halves of the block or, where no more than 32
-    /// positions are `seen`, the first.
+    /// `scores[half, i, p] = queries[i] · keys[start + 32 * half + p]`, for both halves of the block or, where no more than
+    /// 32 positions are `seen`, the first.
     pub(in crate::ops) fn score(
         &self,
         head: usize,
@@ -21,7 +21,6 @@ impl KvTensor {
         queries: &Queries<'_>,
         scores: &mut [[[f32; LANES]; QUERIES]; BLOCK / LANES],
     ) {
-        debug_assert_eq!(self.side, KvSide::Keys);
         let (block, count) = (self.block(head, start), queries.count);
         let halves_of = block.chunks_exact(block.len() / scores.len()).zip(scores);
         for (lines, scores) in halves_of.take(seen.div_ceil(LANES)) {
@@ -50,7 +49,6 @@ impl KvTensor {
         seen: &[usize],
         out: &mut [[[f32; LANES]; QUERIES]],
     ) {
-        debug_assert_eq!(self.side, KvSide::Values);
         let block = self.block(head, start);
         let last = seen.iter().copied().max().unwrap_or(0);
         let tiles = block.chunks_exact(block.len() / out.len()).zip(out);
