@@ -59,7 +59,7 @@ impl Experts for Service {
     ) -> Result<Response<ForwardResponse>, Status> {
         let started = Instant::now();
         let tenant = request.extensions().get::<Arc<Tenant>>().cloned();
-        let device = request.extensions().get().map_or(0, Due::connection);
+        let device = Due::of(request.extensions()).map_or(0, Due::connection);
         let trace = request_id(&request);
         let request = request.into_inner();
         let layer = request.layer;

@@ -5,10 +5,12 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use outrigger_proto::v1::DescribeRequest;
+use outrigger_experts::Model;
 use outrigger_proto::v1::experts_client::ExpertsClient;
+use outrigger_proto::v1::{DescribeRequest, Encoding};
 use outrigger_server::{ExpertServer, Tls, bind};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use tokio::task::JoinSet;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 /// An authority, and the certificates that it signs for `localhost`.
@@ -96,6 +98,40 @@ async fn a_renewed_certificate_is_shown_and_a_broken_one_is_not() {
     write(new.pair());
     eventually(|| metric(&metrics, "certificate_stale") == 0.0).await;
     assert!(connects(&new).await && !connects(&old).await);
+}
+
+/// One thread for all handlers: one that computed for its device alone would keep the others from being read.
+#[tokio::test]
+async fn devices_share_batches_over_tls_too() {
+    const DEVICES: u64 = 4;
+    const CALLS: u64 = 25;
+    let authority = Authority::new();
+    let (certificate, key) = authority.pair();
+    let tls = Tls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap();
+    let model = Model::open(&demo()).unwrap();
+    let server = ExpertServer::open(config(&demo())).unwrap();
+    let metrics = server.metrics();
+    let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
+    tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
+    let mut devices = JoinSet::new();
+    for seed in 0..DEVICES {
+        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority.pem));
+        let endpoint = Endpoint::from_shared(url.clone()).unwrap().tls_config(tls).unwrap();
+        let mut client = ExpertsClient::new(endpoint.timeout(LONG).connect().await.unwrap());
+        let request = Job::random(&model, 0, 1, 4, seed).request(&model, Encoding::Q80);
+        devices.spawn(async move {
+            for _ in 0..CALLS {
+                client.forward(request.clone()).await.unwrap();
+            }
+        });
+    }
+    while let Some(done) = devices.join_next().await {
+        done.unwrap();
+    }
+    let (rows, batches) = (metric(&metrics, "rows_total"), metric(&metrics, "batches_total"));
+    assert_eq!(rows, (DEVICES * CALLS) as f64);
+    assert!(batches < rows, "{batches} batches of {rows} rows");
 }
 
 async fn eventually(done: impl Fn() -> bool) {
