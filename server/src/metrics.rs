@@ -120,7 +120,7 @@ impl Metrics {
             "1 while the files of the certificate are of no use, and the last good ones count";
         all.register("certificate_stale", help, self.certificate_stale.clone());
         let help = "Forward calls, and any without a good token, by gRPC status: UNAVAILABLE is a \
-                    full queue, RESOURCE_EXHAUSTED a quota";
+                    full queue, RESOURCE_EXHAUSTED a quota, CANCELLED one that was given up";
         all.register("requests", help, self.requests.clone());
         let help = "From a request's head to its answer";
         all.register_with_unit("latency", help, Unit::Seconds, self.latency.clone());

@@ -63,18 +63,33 @@ impl Experts for Service {
         let trace = request_id(&request);
         let request = request.into_inner();
         let layer = request.layer;
-        let answer = self.answer(request, tenant.as_deref(), device, trace.clone()).await;
+        let tenant = tenant.as_deref();
+        let mut call = Call { code: Code::Cancelled, tenant, metrics: &self.metrics };
+        let answer = self.answer(request, tenant, device, trace.clone()).await;
         match &answer {
             Ok(_) => {
-                self.metrics.request(Code::Ok, tenant.as_deref());
+                call.code = Code::Ok;
                 self.metrics.answered(layer, started.elapsed());
             }
             Err(status) => {
-                self.metrics.request(status.code(), tenant.as_deref());
+                call.code = status.code();
                 tracing::debug!(trace, layer, code = ?status.code(), "{}", status.message());
             }
         }
         answer.map(Response::new)
+    }
+}
+
+/// A Forward call, counted when it ends, be it that its future is dropped before there is an answer.
+struct Call<'a> {
+    code: Code,
+    tenant: Option<&'a Tenant>,
+    metrics: &'a Metrics,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.metrics.request(self.code, self.tenant);
     }
 }
 

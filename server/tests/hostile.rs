@@ -51,6 +51,10 @@ async fn work_of_a_client_that_vanished_is_not_done() {
     server.client.forward(one.request(&model, Encoding::Q80)).await.unwrap();
     assert!(server.metric("rows_total") <= 3.0 * 512.0 + 1.0, "{}", server.metric("rows_total"));
     assert_eq!(server.metric("queue_rows"), 0.0);
+    // A call that nobody waits for any more counts too.
+    while server.metric(r#"requests_total{code="CANCELLED",tenant=""}"#) == 0.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// A server in virtual time, and one connection to it over which nothing passes while `cut` is set.
