@@ -11,33 +11,47 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::transport::server::{Connected, TlsConnectInfo};
 
 use crate::ServerConfig;
 use crate::metrics::Metrics;
 
-/// The connections of `incoming`, within the limits; those on top are closed at once, so that a device can go
-/// elsewhere.
-pub(crate) fn limit<IO, E>(
+/// How long no connection is accepted after one that could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The connections of `incoming`. Where there is none to be had, as without file descriptors, the next one is accepted
+/// after a pause.
+pub(crate) fn accepted<IO, E: Into<BoxError>>(
     incoming: impl Stream<Item = Result<IO, E>>,
+) -> impl Stream<Item = IO> {
+    let accepted = incoming.then(async |io| match io.map_err(Into::into) {
+        Ok(io) => Some(io),
+        Err(error) => {
+            tracing::warn!(error, "cannot accept a connection");
+            sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    });
+    accepted.filter_map(|io| io)
+}
+
+/// Those of them that are within the limits; others are closed at once, so that a device can go elsewhere.
+pub(crate) fn limit<IO>(
+    accepted: impl Stream<Item = IO>,
     limits: Limits,
     metrics: Arc<Metrics>,
-) -> impl Stream<Item = Result<Limited<IO>, E>> {
+) -> impl Stream<Item = Limited<IO>> {
     let places = Arc::new(Semaphore::new(limits.connections));
-    incoming.filter_map(move |io| {
-        let io = match io {
-            Ok(io) => io,
-            Err(error) => return Some(Err(error)),
+    accepted.filter_map(move |io| {
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            metrics.connections_refused.inc();
+            return None;
         };
-        match places.clone().try_acquire_owned() {
-            Ok(place) => Some(Ok(Limited::new(io, limits, metrics.clone(), place))),
-            Err(_) => {
-                metrics.connections_refused.inc();
-                None
-            }
-        }
+        Some(Limited::new(io, limits, metrics.clone(), place))
     })
 }
 

@@ -1,5 +1,6 @@
 //! The server: opens a model, serves it on connections, stops in good order.
 
+use std::convert::Infallible;
 use std::future::pending;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use outrigger_proto::v1::experts_server::{ExpertsServer, SERVICE_NAME};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, Router, TcpIncoming};
@@ -17,7 +18,7 @@ use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
-use crate::connection::{Limits, limit};
+use crate::connection::{BoxError, Limits, accepted, limit};
 use crate::delivery::Delivered;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
@@ -133,10 +134,10 @@ impl ExpertServer {
 
     /// Serves the connections that `incoming` yields until `shutdown` resolves: then health turns to
     /// NOT_SERVING, no new connection or request is taken, and what is in hand is finished, within
-    /// [`ServerConfig::drain_timeout`].
+    /// [`ServerConfig::drain_timeout`]. After an error that `incoming` yields, it is asked again after a pause.
     ///
     /// # Errors
-    /// [`Error::Transport`] where the listener fails, [`Error::ComputeStopped`] after a panic.
+    /// [`Error::ComputeStopped`] after a panic, [`Error::Transport`] where the transport gives up.
     pub async fn serve<I, IO, E>(
         self,
         incoming: I,
@@ -146,7 +147,7 @@ impl ExpertServer {
     where
         I: Stream<Item = Result<IO, E>> + Send + 'static,
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
-        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+        E: Into<BoxError> + Send + 'static,
     {
         let drain_timeout = self.drain_timeout;
         let (tenants, metrics) = (self.tenants.clone(), self.metrics.clone());
@@ -162,7 +163,7 @@ impl ExpertServer {
                 None => pending().await,
             }
         };
-        let incoming = limit(incoming, self.limits, self.metrics.clone());
+        let incoming = limit(accepted(incoming), self.limits, self.metrics.clone());
         // Ends with this function.
         let mut awake = JoinSet::new();
         if let Runner::Thread(queue) = &self.runner {
@@ -188,9 +189,13 @@ impl ExpertServer {
         };
         let served = async {
             match tls.clone() {
-                None => router.serve_with_incoming_shutdown(incoming, shutdown).await,
+                None => {
+                    let incoming = incoming.map(Ok::<_, Infallible>);
+                    router.serve_with_incoming_shutdown(incoming, shutdown).await
+                }
                 Some(tls) => {
-                    router.serve_with_incoming_shutdown(tls.accept(incoming), shutdown).await
+                    let incoming = tls.accept(incoming).map(Ok::<_, Infallible>);
+                    router.serve_with_incoming_shutdown(incoming, shutdown).await
                 }
             }
         };
@@ -255,13 +260,14 @@ impl ExpertServer {
 /// Answers `grpc.health.v1`, and nothing else, without TLS: Kubernetes' probes know no certificates.
 ///
 /// # Errors
-/// [`Error::Transport`] where the listener fails.
+/// [`Error::Transport`] where the transport gives up.
 pub async fn serve_health(incoming: TcpIncoming, health: HealthReporter) -> Result<()> {
     let service = HealthServer::new(HealthService::from_health_reporter(health));
     let mut server = Server::builder()
         .max_connection_age(PROBE_TIMEOUT)
         .timeout(PROBE_TIMEOUT)
         .max_concurrent_streams(MAX_PROBES);
+    let incoming = accepted(incoming).map(Ok::<_, Infallible>);
     Ok(server.add_service(service).serve_with_incoming(incoming).await?)
 }
 

@@ -90,13 +90,12 @@ impl Tls {
     }
 
     /// The connections of `incoming` that came to terms, handshakes side by side.
-    pub(crate) fn accept<IO, E>(
+    pub(crate) fn accept<IO>(
         self,
-        incoming: impl Stream<Item = Result<IO, E>> + Send + 'static,
-    ) -> impl Stream<Item = Result<TlsStream<IO>, E>>
+        incoming: impl Stream<Item = IO> + Send + 'static,
+    ) -> impl Stream<Item = TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        E: Send + 'static,
     {
         let (shaken, accepted) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
@@ -105,13 +104,12 @@ impl Tls {
             while !shaken.is_closed() {
                 tokio::select! {
                     next = incoming.next() => match next {
-                        Some(Ok(io)) => { handshakes.spawn(self.acceptor().accept(io)); }
-                        Some(Err(error)) => { let _ = shaken.send(Err(error)).await; }
+                        Some(io) => { handshakes.spawn(self.acceptor().accept(io)); }
                         None => break,
                     },
                     Some(Ok(done)) = handshakes.join_next() => match done {
                         // Nobody takes it where the server has ended.
-                        Ok(io) => { let _ = shaken.send(Ok(io)).await; }
+                        Ok(io) => { let _ = shaken.send(io).await; }
                         Err(error) => tracing::debug!(%error, "no TLS with a peer"),
                     },
                     () = shaken.closed() => break,

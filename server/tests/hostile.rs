@@ -4,7 +4,7 @@ mod common;
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use outrigger_experts::Model;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding};
 use outrigger_server::{Compute, ExpertServer, ServerConfig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, sleep};
 use tokio_stream::StreamExt;
@@ -100,6 +100,23 @@ async fn a_peer_that_is_cut_off_is_given_up_by_keepalive() {
     sleep(Duration::from_secs(40)).await;
     assert_eq!(metric(&metrics, "connections"), 0.0);
     assert_eq!(metric(&metrics, "connections_idle_closed_total"), 0.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_fails_is_tried_again_after_a_pause() {
+    let server = ExpertServer::open(ServerConfig { compute: Compute::Inline, ..config(&demo()) });
+    let tries = Arc::new(AtomicUsize::new(0));
+    let fails = {
+        let tries = tries.clone();
+        move |_| {
+            tries.fetch_add(1, Ordering::Relaxed);
+            Err::<DuplexStream, _>(std::io::Error::other("no file descriptor is left"))
+        }
+    };
+    let incoming = tokio_stream::iter(0..1000).map(fails).chain(tokio_stream::pending());
+    tokio::spawn(server.unwrap().serve(incoming, None, std::future::pending()));
+    sleep(Duration::from_millis(9500)).await;
+    assert_eq!(tries.load(Ordering::Relaxed), 10);
 }
 
 /// A gRPC call with this body.
