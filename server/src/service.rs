@@ -103,11 +103,12 @@ impl Service {
     ) -> Result<ForwardResponse, Status> {
         let (request_id, layer, rows) = (request.request_id, request.layer, request.rows);
         let (mut work, mut not_run) = check(&self.shard, request)?;
-        if let Some(tenant) = tenant {
-            tenant.take(work.expert_rows())?;
-        }
         (work.device, work.trace) = (device, trace);
-        let sums = self.runner.run(work).await?;
+        let (expert_rows, run) = (work.expert_rows(), self.runner.run(work));
+        let sums = match tenant {
+            Some(tenant) => tenant.charge(expert_rows, run).await?,
+            None => run.await?,
+        };
         not_run.extend(sums.unreadable);
         not_run.sort_unstable();
         Ok(ForwardResponse {

@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::connection::Due;
 use crate::metrics::Metrics;
@@ -140,16 +140,31 @@ impl Tenant {
         self.name == other.name && self.token == other.token && rate(self) == rate(other)
     }
 
-    /// Takes `rows` from the quota.
+    /// Takes `rows` from the quota for what `run` computes. It gets them back where that is sent away UNAVAILABLE.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED with the time until there is something again.
-    pub(crate) fn take(&self, rows: usize) -> Result<(), Status> {
+    /// RESOURCE_EXHAUSTED with the time until there is something again, and those of `run`.
+    pub(crate) async fn charge<T>(
+        &self,
+        rows: usize,
+        run: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        self.take(rows)?;
+        let answer = run.await;
+        if let (Some(quota), Err(status)) = (&self.quota, &answer)
+            && status.code() == Code::Unavailable
+        {
+            quota.give_back(rows);
+        }
+        answer
+    }
+
+    fn take(&self, rows: usize) -> Result<(), Status> {
         let Some(quota) = &self.quota else { return Ok(()) };
         quota.take(rows).map_err(|wait| {
             let message =
                 format!("the quota of {} is used up: {} rows a second", self.name, quota.rate);
-            sent_away(tonic::Code::ResourceExhausted, message, wait)
+            sent_away(Code::ResourceExhausted, message, wait)
         })
     }
 }
@@ -190,6 +205,11 @@ impl Quota {
         }
         bucket.level -= rows as f64;
         Ok(())
+    }
+
+    /// What is too much for the bucket flows over at the next look at it.
+    fn give_back(&self, rows: usize) {
+        self.bucket.lock().expect("nothing panics under this lock").level += rows as f64;
     }
 }
 

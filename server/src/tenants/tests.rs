@@ -1,5 +1,3 @@
-use tonic::Code;
-
 use super::*;
 
 const HEART: &str = "heart-0123456789abcdef";
@@ -86,6 +84,21 @@ async fn whoever_is_over_the_quota_is_told_when_to_come_back() {
     assert!(!format!("{tenants:?} {status}").contains(LUNG));
     heart.take(1_000_000).unwrap();
     heart.take(1_000_000).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_queue_sends_away_is_not_charged() {
+    let tenants = tenants();
+    let lung = tenants.known.read().unwrap()[1].clone();
+    let call = async |answer| lung.charge(300, async { answer }).await.map_err(|s| s.code());
+    for _ in 0..3 {
+        assert_eq!(call(Err(Status::unavailable("full"))).await, Err(Code::Unavailable));
+    }
+    assert_eq!(call(Ok(7)).await, Ok(7));
+    assert_eq!(call(Ok(7)).await, Err(Code::ResourceExhausted), "an answer is charged");
+    tokio::time::advance(Duration::from_secs(3)).await;
+    assert_eq!(call(Err(Status::internal("a panic"))).await, Err(Code::Internal));
+    assert_eq!(call(Ok(7)).await, Err(Code::ResourceExhausted), "work that failed is charged");
 }
 
 #[tokio::test(start_paused = true)]
