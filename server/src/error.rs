@@ -24,7 +24,7 @@ pub enum Error {
     Model(#[from] outrigger_experts::Error),
     /// The model file is a pack, which approximates experts: a server gives exact answers.
     #[error("{}: found a device's pack, expected the full model that it was made from", .0.display())]
-    Pack(std::path::PathBuf),
+    Pack(PathBuf),
     /// A range of layers or experts that the model does not have.
     #[error("{what} {first}-{last}: the model has {what} 0-{}", count - 1)]
     Range {
@@ -40,17 +40,24 @@ pub enum Error {
     /// A setting that must be at least 1 is 0.
     #[error("{0} is 0, expected at least 1")]
     Zero(&'static str),
-    /// A file of tenants that cannot be understood.
-    #[error("line {line}: {found}, expected NAME TOKEN [ROWS A SECOND]")]
+    /// Tenants that cannot be understood.
+    #[error("{tokens}: line {line}: {found}, expected NAME TOKEN [ROWS A SECOND]")]
     Tenants {
+        /// The file, or "tokens" where there is none.
+        tokens: String,
         /// From 1.
         line: usize,
         /// What is there.
         found: &'static str,
     },
-    /// A file of tenants that cannot be read as text.
-    #[error("it cannot be read")]
-    TenantsFile(#[source] std::io::Error),
+    /// A file that the server is set up with cannot be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// Others could reach the server, and nothing protects the line.
     #[error(
         "{0} can be reached from other machines: give --tls-cert and --tls-key, or say --insecure \
@@ -65,27 +72,24 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The system gave no thread to compute on.
-    #[error("cannot start the compute thread")]
-    Thread(#[source] std::io::Error),
+    /// The system gave no thread.
+    #[error("cannot start the {name} thread")]
+    Thread {
+        /// What it is for: "compute" or "preload".
+        name: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// The compute thread panicked: a bug. Nothing can be answered any more.
     #[error("the compute thread has stopped")]
     ComputeStopped,
     /// A part of the TLS settings is not what it should be.
     #[error("TLS: {what}: {found}")]
     Tls {
-        /// Which part.
-        what: &'static str,
+        /// Which part, with its file if there is one.
+        what: String,
         /// What is wrong with it.
         found: String,
-    },
-    /// A file of the TLS settings cannot be read.
-    #[error("cannot read {}", path.display())]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
     },
     /// The transport failed.
     #[error("cannot serve")]

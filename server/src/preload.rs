@@ -23,7 +23,8 @@ pub(crate) fn start(
     }
     let (store, shard) = (Arc::downgrade(store), shard.clone());
     let reading = move || read(&store, &shard);
-    thread::Builder::new().name("preload".into()).spawn(reading).map(Some).map_err(Error::Thread)
+    let reading = thread::Builder::new().name("preload".into()).spawn(reading);
+    reading.map(Some).map_err(|source| Error::Thread { name: "preload", source })
 }
 
 fn read(store: &Weak<ExpertStore>, shard: &Shard) {

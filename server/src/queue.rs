@@ -90,7 +90,7 @@ impl Queue {
         thread::Builder::new()
             .name("compute".into())
             .spawn(move || worker.work())
-            .map_err(Error::Thread)?;
+            .map_err(|source| Error::Thread { name: "compute", source })?;
         Ok((Queue(shared), ended))
     }
 

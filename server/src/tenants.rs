@@ -42,7 +42,7 @@ impl Tenants {
     /// # Errors
     /// [`Error::Tenants`] with the line, for anything else; a name or a token that comes twice; no tenant at all.
     pub fn parse(text: &str) -> Result<Tenants> {
-        let known = Arc::new(RwLock::new(parse(text)?));
+        let known = Arc::new(RwLock::new(parse(text, "tokens")?));
         Ok(Tenants { known, file: None })
     }
 
@@ -50,7 +50,7 @@ impl Tenants {
     /// nothing from then on. A file that cannot be used changes nothing.
     ///
     /// # Errors
-    /// [`Error::TenantsFile`] for one that cannot be read as text, and those of [`Tenants::parse`].
+    /// [`Error::File`] for one that cannot be read as text, and those of [`Tenants::parse`].
     pub fn read(path: &Path) -> Result<Tenants> {
         let known = Arc::new(RwLock::new(read(path)?));
         Ok(Tenants { known, file: Some(path.to_owned()) })
@@ -96,10 +96,13 @@ impl Tenants {
 }
 
 fn read(path: &Path) -> Result<Vec<Arc<Tenant>>> {
-    parse(&std::fs::read_to_string(path).map_err(Error::TenantsFile)?)
+    let file = |source| Error::File { path: path.to_owned(), source };
+    parse(&std::fs::read_to_string(path).map_err(file)?, &path.display().to_string())
 }
 
-fn parse(text: &str) -> Result<Vec<Arc<Tenant>>> {
+/// `tokens` names them in errors.
+fn parse(text: &str, tokens: &str) -> Result<Vec<Arc<Tenant>>> {
+    let wrong = |line, found| Error::Tenants { tokens: tokens.to_owned(), line, found };
     let mut tenants: Vec<Arc<Tenant>> = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
         let text = text.trim();
@@ -110,10 +113,10 @@ fn parse(text: &str) -> Result<Vec<Arc<Tenant>>> {
             let twice = tenants.iter().any(|t| t.name == tenant.name || t.token == tenant.token);
             if twice { Err("a name or a token for the second time") } else { Ok(tenant) }
         });
-        tenants.push(Arc::new(tenant.map_err(|found| Error::Tenants { line, found })?));
+        tenants.push(Arc::new(tenant.map_err(|found| wrong(line, found))?));
     }
     if tenants.is_empty() {
-        return Err(Error::Tenants { line: 1, found: "nobody in the whole file" });
+        return Err(wrong(1, "nobody in the whole file"));
     }
     Ok(tenants)
 }

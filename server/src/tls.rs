@@ -35,10 +35,22 @@ struct Settings {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pem {
-    certificate: Vec<u8>,
-    key: Vec<u8>,
-    client_ca: Option<Vec<u8>>,
+    certificate: Part,
+    key: Part,
+    client_ca: Option<Part>,
 }
+
+/// One of them, with what it is in words and its file if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Part {
+    what: String,
+    bytes: Vec<u8>,
+}
+
+/// What parts are.
+const CERTIFICATE: &str = "the certificate";
+const KEY: &str = "the key";
+const CLIENT_CA: &str = "the devices' authority";
 
 #[derive(Clone, Debug)]
 struct Files {
@@ -53,8 +65,12 @@ impl Tls {
     /// # Errors
     /// [`Error::Tls`] for what is no PEM of its kind, or a key that is not the certificate's.
     pub fn from_pem(certificate: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Tls> {
-        let (certificate, key) = (certificate.to_vec(), key.to_vec());
-        let pem = Pem { certificate, key, client_ca: client_ca.map(<[u8]>::to_vec) };
+        let part = |what: &str, bytes: &[u8]| Part { what: what.to_owned(), bytes: bytes.to_vec() };
+        let pem = Pem {
+            certificate: part(CERTIFICATE, certificate),
+            key: part(KEY, key),
+            client_ca: client_ca.map(|bytes| part(CLIENT_CA, bytes)),
+        };
         Ok(Tls { now: Arc::new(RwLock::new(Settings::new(pem)?)), files: None })
     }
 
@@ -62,7 +78,7 @@ impl Tls {
     /// have. Files that cannot be used change nothing.
     ///
     /// # Errors
-    /// [`Error::TlsFile`] for one that cannot be read, and those of [`Tls::from_pem`].
+    /// [`Error::File`] for one that cannot be read, and those of [`Tls::from_pem`].
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls> {
         let (certificate, key) = (certificate.to_owned(), key.to_owned());
         let files = Files { certificate, key, client_ca: client_ca.map(Path::to_owned) };
@@ -127,23 +143,20 @@ impl Tls {
 
 impl Files {
     fn read(&self) -> Result<Pem> {
-        let read = |path: &PathBuf| {
-            let file = |source| Error::TlsFile { path: path.clone(), source };
-            std::fs::read(path).map_err(file)
-        };
+        let client_ca = self.client_ca.as_ref().map(|path| Part::read(CLIENT_CA, path));
         Ok(Pem {
-            certificate: read(&self.certificate)?,
-            key: read(&self.key)?,
-            client_ca: self.client_ca.as_ref().map(read).transpose()?,
+            certificate: Part::read(CERTIFICATE, &self.certificate)?,
+            key: Part::read(KEY, &self.key)?,
+            client_ca: client_ca.transpose()?,
         })
     }
 }
 
 impl Settings {
     fn new(pem: Pem) -> Result<Settings> {
-        let chain = certificates(&pem.certificate, "the certificate")?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&pem.key).map_err(|error| wrong("the key", error))?;
+        let chain = pem.certificate.certificates()?;
+        let key = PrivateKeyDer::from_pem_slice(&pem.key.bytes);
+        let key = key.map_err(|error| wrong(&pem.key.what, error))?;
         let provider = Arc::new(ring::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -151,33 +164,42 @@ impl Settings {
         let builder = match &pem.client_ca {
             None => builder.with_no_client_auth(),
             Some(authority) => {
-                const WHAT: &str = "the devices' authority";
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(authority, WHAT)? {
-                    roots.add(certificate).map_err(|error| wrong(WHAT, error))?;
+                for certificate in authority.certificates()? {
+                    roots.add(certificate).map_err(|error| wrong(&authority.what, error))?;
                 }
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| wrong(WHAT, error))?)
+                let verifier = verifier.map_err(|error| wrong(&authority.what, error))?;
+                builder.with_client_cert_verifier(verifier)
             }
         };
+        let pair = || format!("{} with {}", pem.certificate.what, pem.key.what);
         let config = builder.with_single_cert(chain, key);
-        let mut config = config.map_err(|error| wrong("the certificate", error))?;
+        let mut config = config.map_err(|error| wrong(&pair(), error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Settings { pem, config: Arc::new(config) })
     }
 }
 
-/// At least one.
-fn certificates(pem: &[u8], what: &'static str) -> Result<Vec<CertificateDer<'static>>> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) => Err(wrong(what, "no certificate in it")),
-        Err(error) => Err(wrong(what, error)),
+impl Part {
+    fn read(what: &str, path: &Path) -> Result<Part> {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.map_err(|source| Error::File { path: path.to_owned(), source })?;
+        Ok(Part { what: format!("{what} {}", path.display()), bytes })
+    }
+
+    /// At least one.
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>> {
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.bytes).collect();
+        match found {
+            Ok(found) if !found.is_empty() => Ok(found),
+            Ok(_) => Err(wrong(&self.what, "no certificate in it")),
+            Err(error) => Err(wrong(&self.what, error)),
+        }
     }
 }
 
-fn wrong(what: &'static str, found: impl std::fmt::Display) -> Error {
-    Error::Tls { what, found: found.to_string() }
+fn wrong(what: &str, found: impl std::fmt::Display) -> Error {
+    Error::Tls { what: what.to_owned(), found: found.to_string() }
 }

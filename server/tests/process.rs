@@ -175,6 +175,15 @@ fn a_bad_file_is_named() {
 }
 
 #[test]
+fn a_log_filter_that_is_none_is_refused() {
+    let output = command(&demo(), &["--listen", "127.0.0.1:0"]).env("RUST_LOG", "a=b=c").output();
+    let Output { status, stderr, .. } = output.unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("RUST_LOG"), "{stderr}");
+}
+
+#[test]
 fn tls_files_that_cannot_be_read_are_named() {
     let stderr = refused(&demo(), &["--tls-cert", "/no/cert.pem", "--tls-key", "/no/key.pem"]);
     assert!(stderr.contains("/no/cert.pem"), "{stderr}");

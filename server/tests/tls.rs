@@ -153,5 +153,19 @@ fn what_is_no_certificate_is_named() {
     let strange = error(certificate, key, Some(b"-----BEGIN"));
     assert!(strange.starts_with("TLS: the devices' authority: "), "{strange}");
     let (_, another) = Authority::new().pair();
-    assert!(error(certificate, another.as_bytes(), None).starts_with("TLS: the certificate: "));
+    let strange = error(certificate, another.as_bytes(), None);
+    assert!(strange.starts_with("TLS: the certificate with the key: "), "{strange}");
+
+    let directory = tempfile::tempdir().unwrap();
+    let (good, bad) = (directory.path().join("good.pem"), directory.path().join("bad.pem"));
+    std::fs::write(&good, [certificate, key].concat()).unwrap();
+    std::fs::write(&bad, "").unwrap();
+    let error = |cert, key, ca| Tls::read(cert, key, ca).unwrap_err().to_string();
+    let bad_file = bad.display();
+    assert!(error(&bad, &good, None).starts_with(&format!("TLS: the certificate {bad_file}: ")));
+    assert!(error(&good, &bad, None).starts_with(&format!("TLS: the key {bad_file}: ")));
+    let strange = error(&good, &good, Some(&bad));
+    assert!(strange.starts_with(&format!("TLS: the devices' authority {bad_file}: ")), "{strange}");
+    std::fs::remove_file(&bad).unwrap();
+    assert_eq!(error(&good, &bad, None), format!("cannot read {bad_file}"));
 }

@@ -78,7 +78,7 @@ struct Step {
 
 impl Load {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        super::start_logs(super::LogForm::Text);
+        super::start_logs(super::LogForm::Text)?;
         let dial = Dial::new(&self.server, self.tls_ca.as_deref(), self.token_file.as_deref())?;
         let no_answer = || format!("{} does not answer", self.server);
         let mut client = dial.connect().await.with_context(no_answer)?;

@@ -7,9 +7,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Runs experts of a model for devices that hold only some of them.
 #[derive(Debug, Parser)]
@@ -52,13 +53,21 @@ enum LogForm {
 }
 
 /// Logs go to standard error, from `info` on unless `RUST_LOG` says otherwise.
-fn start_logs(form: LogForm) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+fn start_logs(form: LogForm) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env();
+    // Its error says the same thing several times.
+    let filter = filter.map_err(|_| {
+        let found = std::env::var_os("RUST_LOG").unwrap_or_default();
+        anyhow!(
+            "RUST_LOG: found {found:?}, expected LEVEL or TARGET=LEVEL, with commas between them"
+        )
+    })?;
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match form {
         LogForm::Json => logs.json().init(),
         LogForm::Text => logs.with_target(false).init(),
     }
+    Ok(())
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -94,7 +94,7 @@ pub(crate) struct Serve {
 
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        start_logs(if self.json { LogForm::Json } else { self.log });
+        start_logs(if self.json { LogForm::Json } else { self.log })?;
         let tls = self.tls()?;
         check_exposure(self.listen, tls.is_some(), self.insecure)?;
         // Before the model, so that a signal while it opens is not lost.
@@ -122,15 +122,14 @@ impl Serve {
         Ok(())
     }
 
-    fn tls(&self) -> anyhow::Result<Option<Tls>> {
+    fn tls(&self) -> outrigger_server::Result<Option<Tls>> {
         let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
-        let tls = Tls::read(cert, key, self.tls_client_ca.as_deref());
-        Ok(Some(tls.with_context(|| format!("cannot use {}", cert.display()))?))
+        Ok(Some(Tls::read(cert, key, self.tls_client_ca.as_deref())?))
     }
 
-    fn config(self) -> anyhow::Result<ServerConfig> {
+    fn config(self) -> outrigger_server::Result<ServerConfig> {
         let defaults = ServerConfig::default();
-        let tenants = self.token_file.as_deref().map(tenants).transpose()?;
+        let tenants = self.token_file.as_deref().map(Tenants::read).transpose()?;
         Ok(ServerConfig {
             model: self.model,
             layers: self.layers,
@@ -147,10 +146,6 @@ impl Serve {
             ..defaults
         })
     }
-}
-
-fn tenants(path: &Path) -> anyhow::Result<Tenants> {
-    Tenants::read(path).with_context(|| format!("cannot use the tokens of {}", path.display()))
 }
 
 /// Lets Prometheus see the server.

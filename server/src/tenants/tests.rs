@@ -51,7 +51,11 @@ fn a_bad_file_names_the_line() {
         (&format!("heart {HEART}\nlung {HEART}"), "line 2: a name or a token"),
         (&format!("heart {HEART}\nheart {LUNG}"), "line 2: a name or a token"),
     ] {
-        assert!(message(text).starts_with(begins), "{text:?}: {}", message(text));
+        assert!(
+            message(text).starts_with(&format!("tokens: {begins}")),
+            "{text:?}: {}",
+            message(text)
+        );
     }
 }
 
@@ -110,8 +114,8 @@ async fn who_has_not_changed_keeps_a_quota_that_is_used_up() {
     };
     named("lung").take(1000).unwrap();
     named("lung").take(1).unwrap_err();
-    assert!(!tenants.adopt(parse(&format!("lung {LUNG} 100\nheart {HEART}")).unwrap()));
+    assert!(!tenants.adopt(parse(&format!("lung {LUNG} 100\nheart {HEART}"), "tokens").unwrap()));
     named("lung").take(1).unwrap_err();
-    assert!(tenants.adopt(parse(&format!("lung {LUNG} 200")).unwrap()), "heart has left");
+    assert!(tenants.adopt(parse(&format!("lung {LUNG} 200"), "tokens").unwrap()), "heart has left");
     named("lung").take(1).unwrap();
 }
