@@ -5,6 +5,7 @@
 
 mod schedule;
 
+use std::convert::Infallible;
 use std::mem::discriminant;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -112,8 +113,8 @@ impl Queue {
 }
 
 /// Keeps an IO thread from sleep for a moment whenever a device was `alone`: its next request comes soon, and on many
-/// machines it takes longer to wake up than all else that a call costs beside its computation.
-pub(crate) async fn stay_awake(alone: Arc<Notify>) {
+/// machines it takes longer to wake up than all else that a call costs beside its computation. Never returns.
+pub(crate) async fn stay_awake(alone: Arc<Notify>) -> Infallible {
     loop {
         alone.notified().await;
         let until = Instant::now() + AWAKE;

@@ -150,24 +150,17 @@ impl ExpertServer {
         E: Into<BoxError> + Send + 'static,
     {
         let drain_timeout = self.drain_timeout;
-        let (tenants, metrics) = (self.tenants.clone(), self.metrics.clone());
-        let watching_tenants = async {
-            match &tenants {
-                Some(tenants) => tenants.watch(&metrics).await,
-                None => pending().await,
-            }
-        };
-        let watching_tls = async {
-            match &tls {
-                Some(tls) => tls.watch(&metrics).await,
-                None => pending().await,
-            }
-        };
         let incoming = limit(accepted(incoming), self.limits, self.metrics.clone());
         // Ends with this function.
-        let mut awake = JoinSet::new();
+        let mut beside = JoinSet::new();
         if let Runner::Thread(queue) = &self.runner {
-            awake.spawn(queue::stay_awake(queue.alone()));
+            beside.spawn(queue::stay_awake(queue.alone()));
+        }
+        if let Some(tenants) = self.tenants.clone() {
+            beside.spawn(tenants.watch(self.metrics.clone()));
+        }
+        if let Some(tls) = tls.clone() {
+            beside.spawn(tls.watch(self.metrics.clone()));
         }
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
@@ -188,7 +181,7 @@ impl ExpertServer {
             }
         };
         let served = async {
-            match tls.clone() {
+            match tls {
                 None => {
                     let incoming = incoming.map(Ok::<_, Infallible>);
                     router.serve_with_incoming_shutdown(incoming, shutdown).await
@@ -206,8 +199,6 @@ impl ExpertServer {
                 Ok(())
             }
             () = compute_ended => Err(Error::ComputeStopped),
-            never = watching_tenants => match never {},
-            never = watching_tls => match never {},
         }
     }
 

@@ -57,7 +57,7 @@ impl Tenants {
     }
 
     /// Follows the file, if there is one. Never returns.
-    pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
+    pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
         let Some(path) = &self.file else { return pending().await };
         watch(path, &metrics.tokens_stale, || read(path), |fresh| self.adopt(fresh)).await
     }

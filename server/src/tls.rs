@@ -87,7 +87,7 @@ impl Tls {
     }
 
     /// Follows the files, if there are any. Never returns.
-    pub(crate) async fn watch(&self, metrics: &Metrics) -> Infallible {
+    pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
         let Some(files) = &self.files else { return pending().await };
         // The same files keep their settings, and with them the sessions that devices may resume.
         let read = || {
