@@ -42,6 +42,7 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) connections_idle: Counter,
     pub(crate) connections_unread: Counter,
+    pub(crate) handshakes_failed: Counter,
     pub(crate) tokens_stale: Gauge,
     pub(crate) certificate_stale: Gauge,
     requests: Family<Outcome, Counter>,
@@ -77,6 +78,7 @@ impl Metrics {
             connections_refused: Counter::default(),
             connections_idle: Counter::default(),
             connections_unread: Counter::default(),
+            handshakes_failed: Counter::default(),
             tokens_stale: Gauge::default(),
             certificate_stale: Gauge::default(),
             requests: Family::default(),
@@ -113,6 +115,8 @@ impl Metrics {
         all.register("connections_idle_closed", help, self.connections_idle.clone());
         let help = "Connections closed whose peer did not read its answers";
         all.register("connections_unread_closed", help, self.connections_unread.clone());
+        let help = "Connections that did not come to terms about TLS";
+        all.register("tls_handshakes_failed", help, self.handshakes_failed.clone());
         let help =
             "1 while the file of tokens is of no use, and the last ones that it had stay good";
         all.register("tokens_stale", help, self.tokens_stale.clone());

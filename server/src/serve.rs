@@ -149,18 +149,18 @@ impl ExpertServer {
         IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
         E: Into<BoxError> + Send + 'static,
     {
-        let drain_timeout = self.drain_timeout;
-        let incoming = limit(accepted(incoming), self.limits, self.metrics.clone());
+        let (drain_timeout, metrics) = (self.drain_timeout, self.metrics.clone());
+        let incoming = limit(accepted(incoming), self.limits, metrics.clone());
         // Ends with this function.
         let mut beside = JoinSet::new();
         if let Runner::Thread(queue) = &self.runner {
             beside.spawn(queue::stay_awake(queue.alone()));
         }
         if let Some(tenants) = self.tenants.clone() {
-            beside.spawn(tenants.watch(self.metrics.clone()));
+            beside.spawn(tenants.watch(metrics.clone()));
         }
         if let Some(tls) = tls.clone() {
-            beside.spawn(tls.watch(self.metrics.clone()));
+            beside.spawn(tls.watch(metrics.clone()));
         }
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;
@@ -187,7 +187,7 @@ impl ExpertServer {
                     router.serve_with_incoming_shutdown(incoming, shutdown).await
                 }
                 Some(tls) => {
-                    let incoming = tls.accept(incoming).map(Ok::<_, Infallible>);
+                    let incoming = tls.accept(incoming, metrics).map(Ok::<_, Infallible>);
                     router.serve_with_incoming_shutdown(incoming, shutdown).await
                 }
             }

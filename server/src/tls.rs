@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::pending;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 
@@ -109,6 +110,7 @@ impl Tls {
     pub(crate) fn accept<IO>(
         self,
         incoming: impl Stream<Item = IO> + Send + 'static,
+        metrics: Arc<Metrics>,
     ) -> impl Stream<Item = TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -126,7 +128,10 @@ impl Tls {
                     Some(Ok(done)) = handshakes.join_next() => match done {
                         // Nobody takes it where the server has ended.
                         Ok(io) => { let _ = shaken.send(io).await; }
-                        Err(error) => tracing::debug!(%error, "no TLS with a peer"),
+                        Err(error) => {
+                            metrics.handshakes_failed.inc();
+                            log_failure(&error);
+                        }
                     },
                     () = shaken.closed() => break,
                 }
@@ -179,6 +184,17 @@ impl Settings {
         let mut config = config.map_err(|error| wrong(&pair(), error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Settings { pem, config: Arc::new(config) })
+    }
+}
+
+/// Tells why there is no TLS with a peer.
+fn log_failure(error: &io::Error) {
+    match error.kind() {
+        // It only looked whether the port is open, as load balancers do time and again.
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
+            tracing::debug!(%error, "no TLS with a peer");
+        }
+        _ => tracing::info!(%error, "no TLS with a peer"),
     }
 }
 

@@ -49,6 +49,7 @@ async fn with_an_authority_for_devices_only_its_own_come_in() {
     let authority = Some(ours.pem.as_bytes());
     let tls = Tls::from_pem(certificate.as_bytes(), key.as_bytes(), authority).unwrap();
     let server = ExpertServer::open(config(&demo())).unwrap();
+    let metrics = server.metrics();
     let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let url = format!("https://localhost:{}", incoming.local_addr().unwrap().port());
     tokio::spawn(server.serve(incoming, Some(tls), std::future::pending()));
@@ -63,8 +64,10 @@ async fn with_an_authority_for_devices_only_its_own_come_in() {
         client.describe(DescribeRequest {}).await.ok()
     };
     assert!(call(Some(ours.identity())).await.is_some());
+    assert_eq!(metric(&metrics, "tls_handshakes_failed_total"), 0.0);
     assert!(call(Some(other.identity())).await.is_none());
     assert!(call(None).await.is_none());
+    eventually(|| metric(&metrics, "tls_handshakes_failed_total") >= 2.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
