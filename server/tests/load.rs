@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use common::*;
 use outrigger_experts::Model;
@@ -14,13 +14,19 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, sleep};
 use tonic::Code;
 
-/// The steps that `load` prints.
-async fn load(url: &str, args: &[&str]) -> Vec<Value> {
+/// `load`, with what it prints going to `stdout`.
+async fn run(url: &str, args: &[&str], stdout: Stdio) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
     command.args(["load", "--json", "--seconds", "1", "--warm-up", "0", "--server", url]);
     command.args(args).env("OUTRIGGER_LISTEN", "127.0.0.1:1").env_remove("RUST_LOG");
-    let output = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let Output { status, stdout, stderr } = output.await.unwrap();
+    command.stdout(stdout).stderr(Stdio::piped());
+    let output = tokio::task::spawn_blocking(move || command.spawn()?.wait_with_output());
+    output.await.unwrap().unwrap()
+}
+
+/// The steps that `load` prints.
+async fn load(url: &str, args: &[&str]) -> Vec<Value> {
+    let Output { status, stdout, stderr } = run(url, args, Stdio::piped()).await;
     assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
     let lines = String::from_utf8(stdout).unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -55,6 +61,58 @@ async fn a_full_queue_shows_as_shed_and_not_as_errors() {
     assert!(steps[0]["shed"].as_u64().unwrap() > 0, "{}", steps[0]);
     assert_eq!(steps[0]["errors"], 0);
     assert!(steps[0]["rows_per_s"].as_f64().unwrap() > 0.0, "{}", steps[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_ends_quietly_when_nobody_reads_on_and_says_when_it_cannot_write() {
+    let server = start(config(&demo())).await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let args = ["--devices", "1,1"];
+    let Output { status, stderr, .. } = run(&server.url, &args, writer.into()).await;
+    assert!(status.success() && stderr.is_empty(), "{}", String::from_utf8_lossy(&stderr));
+    if let Ok(full) = std::fs::File::options().write(true).open("/dev/full") {
+        let Output { status, stderr, .. } = run(&server.url, &args, full.into()).await;
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("cannot write to standard output"), "{stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_fails_where_nothing_is_answered() {
+    let fails = async |server: &Running, args: &[&str]| {
+        let Output { status, stderr, .. } = run(&server.url, args, Stdio::piped()).await;
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        stderr
+    };
+    // One tenant, in debt for an hour.
+    let (token, model) = ("heart-0123456789abcdef", Model::open(&demo()).unwrap());
+    let tenants = Tenants::parse(&format!("heart {token} 1")).unwrap();
+    let mut server = start(ServerConfig { tenants: Some(tenants), ..config(&demo()) }).await;
+    let job = Job::random(&model, 0, 512, 8, 1).request(&model, Encoding::Q80);
+    let mut request = tonic::Request::new(job);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    server.client.forward(request).await.unwrap();
+    let stderr = fails(&server, &[]).await;
+    assert!(stderr.contains(&format!("{} does not answer", server.url)), "{stderr}");
+    assert!(stderr.contains("bearer token") && !stderr.contains("metadata"), "{stderr}");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, token).unwrap();
+    let args = ["--devices", "2", "--token-file", file.path().to_str().unwrap()];
+    let stderr = fails(&server, &args).await;
+    assert!(stderr.contains("no call was answered"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_experts_than_a_layer_has_are_refused() {
+    let server = start(config(&demo())).await;
+    let Output { status, stderr, .. } = run(&server.url, &["-k", "33"], Stdio::piped()).await;
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("-k 33: expected at most 32"), "{stderr}");
 }
 
 /// Ten times as many rows as may wait, at once: each call is answered, rightly or with a time to return, and nothing of

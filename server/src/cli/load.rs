@@ -2,11 +2,13 @@
 
 mod device;
 
+use std::fmt::{self, Display};
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow, ensure};
 use clap::Args;
 use outrigger_experts::Budget;
 use outrigger_proto::v1::DescribeRequest;
@@ -16,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use device::{Device, Dial, Tally, Work};
+use device::{Device, Dial, Tally, Work, words};
 
 /// Load a server like devices that decode, and measure it
 ///
@@ -25,9 +27,8 @@ use device::{Device, Dial, Tally, Work};
 /// when it is told to.
 #[derive(Debug, Args)]
 pub(crate) struct Load {
-    /// The server, host:port or http(s)://host:port
-    #[arg(long, value_name = "URL")]
-    server: String,
+    #[command(flatten)]
+    peer: Peer,
     /// Devices at a time; one step for each number
     #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1,8,32,128",
           value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -44,18 +45,26 @@ pub(crate) struct Load {
     /// Where the server's `--metrics` listens, to tell its memory after each step
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
-    /// Certificate authority (PEM) for an https server [default: the system's]
-    #[arg(long, value_name = "FILE")]
-    tls_ca: Option<PathBuf>,
-    /// File with the bearer token to show
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
     /// Seed of what is asked for
     #[arg(short, long, value_name = "N", default_value = "0")]
     seed: u64,
     /// A JSON object a step
     #[arg(long)]
     json: bool,
+}
+
+/// The server, and how devices prove who they are.
+#[derive(Debug, Args)]
+struct Peer {
+    /// The server, host:port or http(s)://host:port
+    #[arg(long, value_name = "URL")]
+    server: String,
+    /// Certificate authority (PEM) for an https server [default: the system's]
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// File with the bearer token to show
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 /// What one step came to.
@@ -79,34 +88,33 @@ struct Step {
 impl Load {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         super::start_logs(super::LogForm::Text)?;
-        let dial = Dial::new(&self.server, self.tls_ca.as_deref(), self.token_file.as_deref())?;
-        let no_answer = || format!("{} does not answer", self.server);
+        let dial = Dial::new(&self.peer)?;
+        let server = &self.peer.server;
+        let no_answer = || format!("{server} does not answer");
         let mut client = dial.connect().await.with_context(no_answer)?;
-        let described = client.describe(DescribeRequest {}).await.with_context(no_answer)?;
+        let described = client.describe(DescribeRequest {}).await;
+        let described =
+            described.map_err(|status| anyhow!(words(&status))).with_context(no_answer)?;
         let work = Work::of(described.get_ref(), self.top_k, self.seed)?;
-        if !self.json {
-            println!("devices       rows/s    p50 ms    p99 ms      shed    errors    memory");
+        if !self.json
+            && !line("devices       rows/s    p50 ms    p99 ms      shed    errors    memory")?
+        {
+            return Ok(());
         }
+        let mut answered = false;
         for &devices in &self.devices {
             let mut step = self.step(&dial, &work, devices).await?;
+            answered |= step.rows_per_s > 0.0;
             step.server_memory = match self.metrics {
                 Some(at) => Some(server_memory(at).await?),
                 None => None,
             };
-            match self.json {
-                true => println!("{}", serde_json::to_string(&step)?),
-                false => println!(
-                    "{:>7} {:>12.1} {:>9.2} {:>9.2} {:>9} {:>9} {:>9}",
-                    step.devices,
-                    step.rows_per_s,
-                    step.p50_ms,
-                    step.p99_ms,
-                    step.shed,
-                    step.errors,
-                    step.server_memory.map_or("-".to_owned(), |n| Budget::Bytes(n).to_string()),
-                ),
+            let text = if self.json { serde_json::to_string(&step)? } else { step.to_string() };
+            if !line(text)? {
+                return Ok(());
             }
         }
+        ensure!(answered, "{server}: no call was answered");
         Ok(())
     }
 
@@ -115,7 +123,7 @@ impl Load {
         let mut ready = Vec::new();
         for number in 0..devices {
             let client = dial.connect().await.with_context(|| {
-                format!("device {} of {devices} cannot connect to {}", number + 1, self.server)
+                format!("device {} of {devices} cannot connect to {}", number + 1, self.peer.server)
             })?;
             ready.push(Device::new(client, work.clone(), self.seed, number));
         }
@@ -133,6 +141,23 @@ impl Load {
             tracing::warn!("{devices} devices: {} calls failed, as with: {error}", all.errors);
         }
         Ok(all.step(devices, self.seconds))
+    }
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Step { devices, rows_per_s, p50_ms, p99_ms, shed, errors, server_memory } = self;
+        let memory = server_memory.map_or("-".to_owned(), |n| Budget::Bytes(n).to_string());
+        write!(f, "{devices:>7} {rows_per_s:>12.1} {p50_ms:>9.2} {p99_ms:>9.2}")?;
+        write!(f, " {shed:>9} {errors:>9} {memory:>9}")
+    }
+}
+
+/// Prints a line; whether anybody reads it: `outrigger-server load ... | head`.
+fn line(text: impl Display) -> anyhow::Result<bool> {
+    match writeln!(io::stdout(), "{text}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to standard output"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One simulated device: a connection, random routings, and what became of them.
 
+use std::error::Error as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,9 @@ use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
+
+use super::Peer;
+use crate::cli::read;
 
 /// A device whose call failed waits so long before the next.
 const AFTER_ERROR: Duration = Duration::from_millis(100);
@@ -40,7 +44,7 @@ pub(super) struct Credentials(Option<AsciiMetadataValue>);
 impl Credentials {
     fn read(path: Option<&Path>) -> anyhow::Result<Credentials> {
         let Some(path) = path else { return Ok(Credentials(None)) };
-        let token = String::from_utf8(crate::cli::read(path)?).ok();
+        let token = String::from_utf8(read(path)?).ok();
         let value = token.and_then(|token| format!("Bearer {}", token.trim()).parse().ok());
         let mut value: AsciiMetadataValue =
             value.with_context(|| format!("{}: found no token", path.display()))?;
@@ -59,14 +63,10 @@ impl Interceptor for Credentials {
 }
 
 impl Dial {
-    pub(super) fn new(
-        server: &str,
-        tls_ca: Option<&Path>,
-        token_file: Option<&Path>,
-    ) -> anyhow::Result<Dial> {
-        let credentials = Credentials::read(token_file)?;
-        let url =
-            if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+    pub(super) fn new(peer: &Peer) -> anyhow::Result<Dial> {
+        let credentials = Credentials::read(peer.token_file.as_deref())?;
+        let server = &peer.server;
+        let url = if server.contains("://") { server.clone() } else { format!("http://{server}") };
         let https = url.starts_with("https:");
         let endpoint = Endpoint::from_shared(url)
             .with_context(|| format!("--server {server} is no address"))?
@@ -75,9 +75,8 @@ impl Dial {
         if !https {
             return Ok(Dial { endpoint, credentials });
         }
-        let tls = match tls_ca {
-            Some(path) => ClientTlsConfig::new()
-                .ca_certificate(Certificate::from_pem(crate::cli::read(path)?)),
+        let tls = match &peer.tls_ca {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
             None => ClientTlsConfig::new().with_enabled_roots(),
         };
         Ok(Dial { endpoint: endpoint.tls_config(tls)?, credentials })
@@ -103,13 +102,18 @@ pub(super) struct Work {
 
 impl Work {
     /// # Errors
-    /// A server that holds nothing, or takes no encoding that is known here.
+    /// A server that holds nothing, has no `top_k` experts a layer, or takes no encoding that is known here.
     pub(super) fn of(server: &DescribeResponse, top_k: u16, seed: u64) -> anyhow::Result<Work> {
         let layers: Vec<_> = (0..server.layers)
             .map(|layer| (layer, held(&server.held, layer, server.experts)))
             .filter(|(_, experts)| !experts.is_empty())
             .collect();
         ensure!(!layers.is_empty(), "the server holds no experts");
+        let experts = server.experts;
+        ensure!(
+            u32::from(top_k) <= experts,
+            "-k {top_k}: expected at most {experts}, the experts of a layer"
+        );
         let encoding = server.up().next().context("the server takes no encoding")?;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let row: Vec<f32> =
@@ -251,9 +255,20 @@ impl Tally {
             }
             None => {
                 self.errors += 1;
-                self.last_error = Some(format!("{}: {}", status.code(), status.message()));
+                self.last_error = Some(words(status));
                 AFTER_ERROR
             }
         }
     }
+}
+
+/// A status with its causes. Its own `Display` has them as debug text.
+pub(super) fn words(status: &Status) -> String {
+    let mut words = format!("{}: {}", status.code(), status.message());
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        words += &format!(": {error}");
+        cause = error.source();
+    }
+    words
 }
