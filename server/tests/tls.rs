@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::process::Command;
 use std::time::Duration;
 
 use common::*;
@@ -68,6 +69,19 @@ async fn with_an_authority_for_devices_only_its_own_come_in() {
     assert!(call(Some(other.identity())).await.is_none());
     assert!(call(None).await.is_none());
     eventually(|| metric(&metrics, "tls_handshakes_failed_total") >= 2.0).await;
+
+    // The load generator is such a device.
+    let directory = tempfile::tempdir().unwrap();
+    let (certificate, key) = ours.pair();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+    command.args(["load", "--devices", "1", "--seconds", "1", "--server", &url]);
+    for (flag, pem) in [("tls-ca", &ours.pem), ("tls-cert", &certificate), ("tls-key", &key)] {
+        let path = directory.path().join(flag);
+        std::fs::write(&path, pem).unwrap();
+        command.arg(format!("--{flag}")).arg(path);
+    }
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[tokio::test(flavor = "multi_thread")]

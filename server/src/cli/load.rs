@@ -62,6 +62,12 @@ struct Peer {
     /// Certificate authority (PEM) for an https server [default: the system's]
     #[arg(long, value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+    /// The certificate chain (PEM) that devices show to an https server
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// File with the bearer token to show
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
 use super::Peer;
@@ -75,10 +75,13 @@ impl Dial {
         if !https {
             return Ok(Dial { endpoint, credentials });
         }
-        let tls = match &peer.tls_ca {
+        let mut tls = match &peer.tls_ca {
             Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
             None => ClientTlsConfig::new().with_enabled_roots(),
         };
+        if let (Some(cert), Some(key)) = (&peer.tls_cert, &peer.tls_key) {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
         Ok(Dial { endpoint: endpoint.tls_config(tls)?, credentials })
     }
 
