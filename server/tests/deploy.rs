@@ -41,6 +41,14 @@ fn the_binary_takes_the_flags_of_the_manifests() {
 }
 
 #[test]
+fn the_image_that_is_built_is_the_one_that_runs() {
+    let image = concat!("outrigger-server:", env!("CARGO_PKG_VERSION"));
+    for file in ["Dockerfile", "kubernetes/base/statefulset.yaml", "../docs/deployment.md"] {
+        assert!(deploy(file).contains(image), "{file}: {image}");
+    }
+}
+
+#[test]
 fn ports_and_grace_fit_the_flags() {
     let manifest = deploy("kubernetes/base/statefulset.yaml");
     for (flag, port) in [("listen", 7070), ("health", 7071), ("metrics", 9090)] {
