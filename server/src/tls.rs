@@ -5,6 +5,7 @@ use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
@@ -19,6 +20,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use crate::metrics::Metrics;
 use crate::watch::watch;
 use crate::{Error, Result};
+
+/// The log has one failed handshake in this time: strangers can have as many as they like.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the server shows to devices, and what it asks them for.
 #[derive(Clone, Debug)]
@@ -118,7 +122,7 @@ impl Tls {
         let (shaken, accepted) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
             let mut incoming = std::pin::pin!(incoming);
-            let mut handshakes = JoinSet::new();
+            let (mut handshakes, mut told) = (JoinSet::new(), None);
             while !shaken.is_closed() {
                 tokio::select! {
                     next = incoming.next() => match next {
@@ -130,7 +134,7 @@ impl Tls {
                         Ok(io) => { let _ = shaken.send(io).await; }
                         Err(error) => {
                             metrics.handshakes_failed.inc();
-                            log_failure(&error);
+                            log_failure(&error, &mut told);
                         }
                     },
                     () = shaken.closed() => break,
@@ -187,14 +191,16 @@ impl Settings {
     }
 }
 
-/// Tells why there is no TLS with a peer.
-fn log_failure(error: &io::Error) {
-    match error.kind() {
-        // It only looked whether the port is open, as load balancers do time and again.
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-            tracing::debug!(%error, "no TLS with a peer");
-        }
-        _ => tracing::info!(%error, "no TLS with a peer"),
+/// Tells why there is no TLS with a peer, unless it was `told` of another a moment ago, or the peer only looked whether the
+/// port is open, as load balancers do time and again.
+fn log_failure(error: &io::Error, told: &mut Option<Instant>) {
+    let looked =
+        matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
+    if looked || told.is_some_and(|told| told.elapsed() < LOG_INTERVAL) {
+        tracing::debug!(%error, "no TLS with a peer");
+    } else {
+        *told = Some(Instant::now());
+        tracing::info!(%error, "no TLS with a peer");
     }
 }
 
