@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
-    BearerToken, Budget, Elsewhere, Engine, EngineConfig, KvType, OnMiss, Policy, Reply,
-    SamplerConfig, TlsIdentity,
+    Budget, Elsewhere, Engine, EngineConfig, KvType, OnMiss, Policy, Reply, SamplerConfig,
+    TlsIdentity,
 };
 
 use super::view::{note, spinner};
@@ -181,7 +181,7 @@ impl PlacementArgs {
             ));
         } else {
             config.servers = self.servers.clone();
-            config.token = self.token()?;
+            config.token = secret(self.token_file.as_deref(), "OUTRIGGER_TOKEN")?;
             config.tls_identity = self.tls_identity()?;
         }
         config.tls_ca = self.tls_ca.clone();
@@ -200,15 +200,19 @@ impl PlacementArgs {
         let (Some(cert), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(None) };
         Ok(Some(TlsIdentity::from_pem(read(cert)?, read(key)?)))
     }
+}
 
-    fn token(&self) -> Result<Option<BearerToken>> {
-        let (text, from) = match (&self.token_file, from_env("OUTRIGGER_TOKEN")) {
-            (Some(path), _) => (read(path)?, path.display().to_string()),
-            (None, Some(text)) => (text, "OUTRIGGER_TOKEN".to_owned()),
-            (None, None) => return Ok(None),
-        };
-        text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
-    }
+/// A secret from a file or else a variable, so that no command line shows it.
+pub(super) fn secret<T: FromStr<Err = String>>(
+    file: Option<&Path>,
+    variable: &str,
+) -> Result<Option<T>> {
+    let (text, from) = match (file, from_env(variable)) {
+        (Some(path), _) => (read(path)?, path.display().to_string()),
+        (None, Some(text)) => (text, variable.to_owned()),
+        (None, None) => return Ok(None),
+    };
+    text.parse().map(Some).map_err(|why| anyhow::anyhow!("{from}: {why}"))
 }
 
 /// What a variable says; one that is empty says nothing.

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use outrigger::serve::{ApiKey, ServeConfig, serve};
+use outrigger::serve::{ServeConfig, serve};
 use outrigger_server::stop_signal;
 use tokio::net::TcpListener;
 
-use super::args::{ModelArgs, PlacementArgs, SamplingArgs, from_env, open, read};
+use super::args::{ModelArgs, PlacementArgs, SamplingArgs, open, secret};
 use super::view::{line, note};
 
 /// Serve chats and completions over HTTP, as OpenAI's clients expect them.
@@ -72,7 +72,7 @@ impl Serve {
     }
 
     fn serving(&self) -> Result<ServeConfig> {
-        let api_key = self.api_key()?;
+        let api_key = secret(self.api_key_file.as_deref(), "OUTRIGGER_API_KEY")?;
         if !self.listen.ip().is_loopback() && api_key.is_none() && !self.insecure {
             bail!(
                 "{} can be reached from other machines: give --api-key-file, or say --insecure if everyone who can \
@@ -91,14 +91,5 @@ impl Serve {
             api_key,
             ..ServeConfig::new(self.alias.clone().unwrap_or(file))
         })
-    }
-
-    fn api_key(&self) -> Result<Option<ApiKey>> {
-        let (text, from) = match (&self.api_key_file, from_env("OUTRIGGER_API_KEY")) {
-            (Some(path), _) => (read(path)?, path.display().to_string()),
-            (None, Some(text)) => (text, "OUTRIGGER_API_KEY".to_owned()),
-            (None, None) => return Ok(None),
-        };
-        text.parse().map(Some).map_err(|why: String| anyhow::anyhow!("{from}: {why}"))
     }
 }
