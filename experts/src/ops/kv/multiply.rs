@@ -22,8 +22,8 @@ impl KvTensor {
         scores: &mut [[[f32; LANES]; QUERIES]; BLOCK / LANES],
     ) {
         let (block, count) = (self.block(head, start), queries.count);
-        let halves_of = block.chunks_exact(block.len() / scores.len()).zip(scores);
-        for (lines, scores) in halves_of.take(seen.div_ceil(LANES)) {
+        let both = block.chunks_exact(block.len() / scores.len()).zip(scores);
+        for (lines, scores) in both.take(seen.div_ceil(LANES)) {
             let scores = &mut scores[..count];
             scores.as_flattened_mut().fill(0.0);
             match self.ty {
@@ -125,12 +125,9 @@ impl<'a> Queries<'a> {
         }
         let mut queries = Queries { count, values, q: &[], d: [[0.0; QUERIES]; _] };
         if keys.ty == KvType::Q8_0 {
-            queries.q = round(
-                values,
-                count,
-                filled(&mut room.q[..count * width / 2], [0; 2]),
-                &mut queries.d,
-            );
+            let q = filled(&mut room.q[..count * width / 2], [0; 2]);
+            round(values, count, q, &mut queries.d);
+            queries.q = q;
         }
         queries
     }
@@ -143,12 +140,7 @@ impl<'a> Queries<'a> {
 }
 
 /// `values`, `[count, width]`, as `q[g, i] * d[g, i]` for each group `g` of a query `i`.
-fn round<'q>(
-    values: &[f32],
-    count: usize,
-    q: &'q mut [[i16; 2]],
-    d: &mut [[f32; QUERIES]],
-) -> &'q [[i16; 2]] {
+fn round(values: &[f32], count: usize, q: &mut [[i16; 2]], d: &mut [[f32; QUERIES]]) {
     for (i, values) in values.chunks_exact(values.len() / count).enumerate() {
         for (g, values) in values.as_chunks::<GROUP>().0.iter().enumerate() {
             let (inverse, unit) = fifteen_bits(magnitude(values));
@@ -157,7 +149,6 @@ fn round<'q>(
             round_all(values, inverse, q.as_flattened_mut());
         }
     }
-    q
 }
 
 /// What brings values of magnitude `most` to 15 bits and a sign, and what brings them back, where not a number shows.
