@@ -327,6 +327,9 @@ fn link_config(config: &EngineConfig) -> LinkConfig {
 /// A certificate authority or an identity that cannot be used.
 pub(super) fn tls(config: &EngineConfig) -> Result<ClientTlsConfig> {
     let mut tls = ClientTlsConfig::new();
+    if config.tls_ca.is_none() && config.tls_identity.is_none() {
+        return Ok(tls.with_enabled_roots());
+    }
     if let Some(path) = &config.tls_ca {
         let bad = |source| Error::TlsCa { path: path.clone(), source };
         let pem = std::fs::read(path).map_err(bad)?;
