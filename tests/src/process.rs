@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
 /// A running `outrigger-server`; dropping it is `kill -9`.
 pub struct ServerProcess {
@@ -20,7 +21,7 @@ impl ServerProcess {
 
     /// The same, with any address of this machine.
     pub fn start_at(model: &Path, listen: SocketAddr) -> ServerProcess {
-        let mut child = Command::new(binary())
+        let mut child = Command::new(&*BINARY)
             .arg("-m")
             .arg(model)
             .args(["--listen", &listen.to_string(), "-t", "1"])
@@ -51,7 +52,7 @@ impl Drop for ServerProcess {
 }
 
 /// The server's binary beside this test's own, built if it is not there yet or not this source's.
-fn binary() -> PathBuf {
+static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
     let test = std::env::current_exe().expect("this test has a path");
     let profile = test.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps");
     let release = profile.ends_with("release").then_some("--release");
@@ -59,4 +60,4 @@ fn binary() -> PathBuf {
     let built = Command::new(env!("CARGO")).args(build).status();
     assert!(built.is_ok_and(|status| status.success()), "the server builds");
     profile.join("outrigger-server")
-}
+});
