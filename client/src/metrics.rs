@@ -1,7 +1,7 @@
 //! What the device did, counted for Prometheus.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outrigger_experts::CacheStats;
@@ -20,7 +20,8 @@ use crate::session::Token;
 /// What an engine did since it was opened, over all of its sessions.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
+    /// Locked while a text is made, for which some metrics are set anew.
+    registry: Mutex<Registry>,
     tokens: Counter,
     provisional: Counter,
     coverage: Histogram,
@@ -58,7 +59,7 @@ impl Metrics {
         // 250 us to 8 s.
         let times = || Histogram::new(exponential_buckets(250e-6, 2.0, 16));
         let mut metrics = Metrics {
-            registry: Registry::with_prefix("outrigger"),
+            registry: Mutex::new(Registry::with_prefix("outrigger")),
             tokens: Counter::default(),
             provisional: Counter::default(),
             coverage: Histogram::new([0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999_999]),
@@ -79,7 +80,7 @@ impl Metrics {
     }
 
     fn register(&mut self) {
-        let all = &mut self.registry;
+        let all = self.registry.get_mut().expect("no text was made yet");
         all.register("tokens", "Tokens sampled", self.tokens.clone());
         all.register(
             "tokens_provisional",
@@ -139,6 +140,7 @@ impl Metrics {
 
     /// The OpenMetrics text of it all, with what others count.
     pub(crate) fn text(&self, servers: &[ServerStatus], cache: &CacheStats) -> String {
+        let registry = self.registry.lock().expect("no text panics");
         self.link_up.clear();
         for status in servers {
             let up = status.state == LinkState::Up;
@@ -156,7 +158,7 @@ impl Metrics {
             counter.inner().store(value, Ordering::Relaxed);
         }
         let mut out = String::new();
-        text::encode(&mut out, &self.registry).expect("a string takes everything");
+        text::encode(&mut out, &registry).expect("a string takes everything");
         out
     }
 }
