@@ -1,18 +1,35 @@
 //! When a program that serves is to end.
 
+use std::process::exit;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{Error, Result};
 
-/// Resolves at SIGTERM or SIGINT, from the call on: a signal that comes before it is awaited is not lost.
+/// A shell's code for a program that an interrupt ended.
+const INTERRUPTED: i32 = 130;
+
+/// Resolves at SIGTERM or SIGINT, from the call on: a signal that comes before it is awaited is not lost. One more, while
+/// work in hand is finished, ends the process at once.
+///
+/// # Errors
+/// [`Error::Signal`] where the system takes no handler.
 pub fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut terminate = listen(SignalKind::terminate(), "SIGTERM")?;
     let mut interrupt = listen(SignalKind::interrupt(), "SIGINT")?;
-    Ok(async move {
+    let mut next = async move || {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+    };
+    Ok(async move {
+        next().await;
+        tokio::spawn(async move {
+            next().await;
+            tracing::warn!("a second signal: stopped at once");
+            exit(INTERRUPTED);
+        });
     })
 }
 

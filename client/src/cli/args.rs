@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
     Budget, Elsewhere, Engine, EngineConfig, KvType, OnMiss, Policy, Reply, SamplerConfig,
-    TlsIdentity,
+    SamplerError, TlsIdentity,
 };
 
 use super::view::{note, spinner};
@@ -235,15 +235,19 @@ impl ComputeArgs {
 }
 
 impl SamplingArgs {
-    pub(crate) fn config(&self) -> SamplerConfig {
-        SamplerConfig {
+    /// # Errors
+    /// A parameter that means nothing.
+    pub(crate) fn config(&self) -> Result<SamplerConfig, SamplerError> {
+        let config = SamplerConfig {
             temperature: self.temp,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
             seed: self.seed.unwrap_or_else(random_seed),
             ..SamplerConfig::default()
-        }
+        };
+        config.check()?;
+        Ok(config)
     }
 }
 

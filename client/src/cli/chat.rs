@@ -34,11 +34,12 @@ pub(crate) struct Chat {
 
 impl Chat {
     pub(crate) async fn run(self) -> Result<()> {
+        let sampler = self.sampling.config()?;
         let engine =
             open(self.placement.config(self.model.model.clone(), &self.model.compute).await?)
                 .await?;
         self.metrics.publish(&engine).await?;
-        let mut session = engine.session(self.sampling.config())?;
+        let mut session = engine.session(sampler)?;
         let mut messages = Vec::new();
         if let Some(system) = &self.system {
             messages.push(Message::new("system", system));

@@ -53,6 +53,7 @@ const PHASES: [&str; 3] = ["connected", "cut off", "restored"];
 
 impl Demo {
     pub(crate) async fn run(self) -> Result<()> {
+        let sampler = self.sampling.config()?;
         let model = self.model.clone().map_or_else(default_model, Ok)?;
         let server = EmbeddedServer::start(&model).await?;
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -61,7 +62,7 @@ impl Demo {
             .context("cannot listen on loopback")?;
         let engine = open(self.config(model, link.address())).await?;
         self.introduce(&engine, &server)?;
-        let mut session = engine.session(self.sampling.config())?;
+        let mut session = engine.session(sampler)?;
         session.push_text(&self.prompt)?;
         let phases = self.tour(&engine, &mut session, &link).await?;
         drop((session, engine, link));

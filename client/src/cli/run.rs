@@ -38,11 +38,11 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) async fn run(self) -> Result<()> {
-        let prompt = self.prompt()?;
+        let (prompt, sampler) = (self.prompt()?, self.sampling.config()?);
         let engine =
             open(self.placement.config(self.model.model, &self.model.compute).await?).await?;
         self.metrics.publish(&engine).await?;
-        let mut session = engine.session(self.sampling.config())?;
+        let mut session = engine.session(sampler)?;
         session.push_text(&prompt)?;
         let mut text = MarkedText::new();
         if !self.json {

@@ -83,7 +83,7 @@ impl Serve {
         let file = self.model.model.file_stem().unwrap_or_default();
         let file = file.to_string_lossy().into_owned();
         Ok(ServeConfig {
-            sampler: self.sampling.config(),
+            sampler: self.sampling.config()?,
             seed: self.sampling.seed,
             parallel: self.parallel.into(),
             queue: self.queue.into(),

@@ -88,6 +88,30 @@ async fn sigterm_finishes_what_is_in_hand() {
     assert!(std::net::TcpStream::connect(served.address).is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_waits_for_nothing() {
+    let mut served = Running::start(command(&["--listen", "127.0.0.1:0"]));
+    // It waits for a body, which does not come.
+    let head = post_head("/v1/completions", &["Expect: 100-continue"], 100);
+    let waiting = Stream::open(served.address, &head, b"").await;
+    assert_eq!(waiting.status, 100);
+    served.terminate();
+    // Both signals at once would be one.
+    while std::net::TcpStream::connect(served.address).is_ok() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    served.terminate();
+    let (code, log) = served.ended();
+    assert_eq!(code, Some(130), "{log}");
+    assert!(log.contains("second signal"), "{log}");
+}
+
+#[test]
+fn defaults_for_requests_are_checked_at_start() {
+    let stderr = refused(command(&["--top-p", "2"]));
+    assert!(stderr.contains("top-p") && stderr.contains("found 2"), "{stderr}");
+}
+
 #[test]
 fn beyond_loopback_it_wants_a_key_or_insecure() {
     let stderr = refused(command(&["--listen", "0.0.0.0:0"]));
