@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// Whether servers may round what they add up, so that the last digits depend on where experts ran.
-    pub(crate) fn rounds(&self) -> bool {
+    pub fn rounds(&self) -> bool {
         self.config.reply != Reply::Exact && !self.config.servers.is_empty()
     }
 

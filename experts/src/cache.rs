@@ -109,7 +109,7 @@ impl Cache {
         decision
     }
 
-    /// Unpins what [`Cache::acquire`] or [`Cache::admit`] pinned, and returns what has to leave now
+    /// Unpins what [`Cache::acquire`] or a decision's `admit` pinned, and returns what has to leave now
     /// for the layer to be within its share again.
     pub fn release(&mut self, layer: usize, experts: &[u16]) -> Vec<u16> {
         let layer = &mut self.layers[layer];
