@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use outrigger_experts::{ActFormat, ExpertLayer, Fingerprint, Model};
+use outrigger_experts::{ActFormat, Fingerprint, Model};
 use outrigger_proto::v1::{DescribeResponse, Encoding, Held, Limits};
 
 use crate::{Error, Result, ServerConfig};
@@ -117,17 +117,12 @@ fn within(
     Ok(asked.clone())
 }
 
-/// The blocks that the kernels make of activations anyway go first, since they lose nothing; but
-/// only where the weights of all layers here want the same ones.
+/// The blocks that the kernels of some layer make of activations anyway go first, since they lose nothing there.
 fn up(model: &Model, layers: &RangeInclusive<u32>) -> Vec<Encoding> {
     let layers = &model.experts[*layers.start() as usize..=*layers.end() as usize];
-    let mut formats = layers.iter().map(ExpertLayer::input_format);
-    let first = formats.next();
-    let native = first.filter(|first| formats.all(|format| format == *first));
-    let native = match native {
-        Some(ActFormat::Q8_0) => Some(Encoding::Q80),
-        Some(ActFormat::Q8_K) => Some(Encoding::Q8K),
-        Some(ActFormat::F32) | None => None,
-    };
-    native.into_iter().chain([Encoding::F32, Encoding::F16]).collect()
+    let blocks = [(ActFormat::Q8_0, Encoding::Q80), (ActFormat::Q8_K, Encoding::Q8K)];
+    let made = blocks
+        .into_iter()
+        .filter(|(format, _)| layers.iter().any(|layer| layer.input_format() == *format));
+    made.map(|(_, encoding)| encoding).chain([Encoding::F32, Encoding::F16]).collect()
 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use half::f16;
+use outrigger_experts::gguf::{Gguf, Layout, Writer};
+use outrigger_experts::{GgmlType, quantize};
 
 /// A path below the repository's root.
 pub fn repository(path: &str) -> PathBuf {
@@ -27,6 +29,35 @@ pub fn other_model(directory: &Path) -> PathBuf {
     bytes[weights..].chunks_exact_mut(8).for_each(|pair| pair[3] ^= 0x80);
     std::fs::write(&path, bytes).expect("a temporary directory");
     path
+}
+
+/// Writes the demo model with other weight types, where `ty` says one for a tensor's name, and, where `every_expert`, with all of its
+/// experts in use for each token: then none are nearly tied, so that rounding moves logits a little rather than swap an expert.
+pub fn rewrite(path: &Path, every_expert: bool, ty: impl Fn(&str) -> Option<GgmlType>) {
+    let model = Gguf::open(&demo_model()).expect("it opens");
+    let mut layout = Layout::new(path);
+    for (key, value) in model.meta().iter() {
+        layout.set(key, value.clone());
+    }
+    if every_expert {
+        let count = model.meta().get("qwen3moe.expert_count").expect("a number of experts");
+        layout.set("qwen3moe.expert_used_count", count.clone());
+    }
+    for tensor in model.tensors() {
+        let ty = ty(tensor.name()).or(tensor.ty()).expect("a known type");
+        layout.tensor(tensor.name(), ty, tensor.dims()).expect("it fits");
+    }
+    let mut writer = Writer::create(layout).expect("it can be written");
+    for info in model.tensors() {
+        let tensor = model.tensor(info.name()).expect("it is there");
+        let mut bytes = Vec::new();
+        match ty(info.name()).filter(|ty| *ty != tensor.ty()) {
+            Some(ty) => quantize(ty, &tensor.to_f32(), &mut bytes),
+            None => bytes.extend_from_slice(tensor.bytes()),
+        }
+        writer.write(&bytes).expect("room");
+    }
+    writer.finish().expect("it is whole");
 }
 
 /// A fixture's token ids.

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use outrigger::{Engine, EngineConfig};
-use outrigger_experts::gguf::{Gguf, Layout, Writer};
-use outrigger_experts::{GgmlType, quantize};
+use outrigger_experts::GgmlType;
 use outrigger_tests::{all_logits, fixtures, max_difference};
 
 /// An f16 KV cache keeps llama.cpp itself below 1e-3 of these logits; a wrong formula is beyond 2e-3
@@ -98,42 +97,12 @@ async fn demo_logits(model: &Path) -> (Vec<f32>, usize) {
     (all_logits(&engine, &fixtures::tokens("demo"), 64).await, engine.spec().n_vocab)
 }
 
-/// The demo model with other weight types and, where `every_expert`, all of its experts in use for each token: then none are nearly
-/// tied, so that rounding moves logits a little rather than swap an expert.
-fn rewrite(path: &Path, every_expert: bool, ty: impl Fn(GgmlType) -> GgmlType) {
-    let model = Gguf::open(&fixtures::demo_model()).expect("it opens");
-    let mut layout = Layout::new(path);
-    for (key, value) in model.meta().iter() {
-        layout.set(key, value.clone());
-    }
-    if every_expert {
-        let count = model.meta().get("qwen3moe.expert_count").expect("a number of experts");
-        layout.set("qwen3moe.expert_used_count", count.clone());
-    }
-    for tensor in model.tensors() {
-        let ty = ty(tensor.ty().expect("a known type"));
-        layout.tensor(tensor.name(), ty, tensor.dims()).expect("it fits");
-    }
-    let mut writer = Writer::create(layout).expect("it can be written");
-    for tensor in model.tensors() {
-        let tensor = model.tensor(tensor.name()).expect("it is there");
-        if ty(tensor.ty()) == tensor.ty() {
-            writer.write(tensor.bytes()).expect("room");
-        } else {
-            let mut bytes = Vec::new();
-            quantize(ty(tensor.ty()), &tensor.to_f32(), &mut bytes);
-            writer.write(&bytes).expect("room");
-        }
-    }
-    writer.finish().expect("it is whole");
-}
-
 /// With weights as F32 no activation is rounded to 8 bits, as transformers rounds none.
 #[tokio::test]
 async fn demo_model_agrees_with_transformers() {
     let dir = tempfile::tempdir().expect("a directory");
     let model = dir.path().join("f32.gguf");
-    rewrite(&model, false, |_| GgmlType::F32);
+    fixtures::rewrite(&model, false, |_| Some(GgmlType::F32));
     let (logits, vocab) = demo_logits(&model).await;
     let found = agreement(&logits, &fixtures::f16s("demo/transformers.f16"), vocab);
     println!("{found:?}");
@@ -146,7 +115,7 @@ async fn demo_model_agrees_with_transformers() {
 async fn demo_model_with_every_expert_agrees_with_llama_cpp() {
     let dir = tempfile::tempdir().expect("a directory");
     let model = dir.path().join("every.gguf");
-    rewrite(&model, true, |ty| ty);
+    fixtures::rewrite(&model, true, |_| None);
     let (logits, vocab) = demo_logits(&model).await;
     let found = agreement(&logits, &fixtures::f16s("demo/llama.cpp-all-experts.f16"), vocab);
     println!("{found:?}");

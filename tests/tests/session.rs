@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, Session};
+use outrigger::{
+    Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, SamplerConfig, Session,
+};
 use outrigger_server::ServerConfig;
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{all_logits, fixtures, greedy, max_difference};
@@ -212,4 +214,18 @@ async fn check_eight_bits(model: PathBuf) {
     assert_eq!(logits, all_logits(&bytes, &tokens, 7).await, "in batches of seven");
     let (exact, ours) = (surprise(&exact, &tokens), surprise(&logits, &tokens));
     assert!((ours / exact - 1.0).abs() < 0.01, "{ours} for {exact}");
+}
+
+#[tokio::test]
+async fn pushed_text_does_not_go_on_with_half_a_character() {
+    let engine = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("it opens");
+    let is_half = |id: &u32| engine.tokenizer().piece(*id) == [0xc3];
+    let half = (0..engine.spec().n_vocab as u32).find(is_half).expect("a token of every byte");
+    let sampler = SamplerConfig { logit_bias: vec![(half, 1e6)], ..SamplerConfig::greedy() };
+    let mut session = engine.session(sampler).expect("a sampler that means something");
+    for text in ["Once", " upon"] {
+        session.push_text(text).expect("it fits");
+        let token = session.step().await.expect("a token");
+        assert_eq!((token.id, token.text.as_str()), (half, ""), "after {text:?}");
+    }
 }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use outrigger::{Budget, Elsewhere, Engine, EngineConfig, OnMiss, Token};
-use outrigger_experts::LayerStats;
-use outrigger_tests::fixtures::{demo_model, tiny_model, tokens};
+use outrigger::{Budget, Elsewhere, Engine, EngineConfig, LinkState, OnMiss, Token};
+use outrigger_experts::{GgmlType, LayerStats};
+use outrigger_tests::fixtures::{demo_model, rewrite, tiny_model, tokens};
 use outrigger_tests::loopback::LoopbackServer;
 use outrigger_tests::{all_logits, greedy, max_difference};
 use proptest::prelude::*;
@@ -18,11 +18,20 @@ use proptest::test_runner::{Config, TestRunner};
 const TOLERANCE: f32 = 1e-4;
 
 async fn split_engine(model: &Path, servers: &[LoopbackServer], cache: f64) -> Arc<Engine> {
+    split_engine_that(OnMiss::Wait, model, servers, cache).await
+}
+
+async fn split_engine_that(
+    on_miss: OnMiss,
+    model: &Path,
+    servers: &[LoopbackServer],
+    cache: f64,
+) -> Arc<Engine> {
     let mut config = EngineConfig::new(model);
     config.servers = servers.iter().map(|server| server.address.to_string()).collect();
     config.expert_cache = Budget::Fraction(cache);
     config.elsewhere = Elsewhere::Absent;
-    config.on_miss = OnMiss::Wait;
+    config.on_miss = on_miss;
     config.deadline = Duration::from_secs(20);
     let engine = Engine::open(config).await.expect("it opens");
     assert!(engine.wait_connected(Duration::from_secs(10)).await, "servers are up");
@@ -72,6 +81,24 @@ async fn start(model: &Path, shares: &[RangeInclusive<u32>]) -> Vec<LoopbackServ
         servers.push(LoopbackServer::start(model, Some(share.clone())).await);
     }
     servers
+}
+
+/// As in files whose first and last layers have more bits: each layer's activations go up in blocks of their own kind.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_may_want_different_blocks_of_activations() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let model = dir.path().join("mixed.gguf");
+    rewrite(&model, false, |name| {
+        let inputs = name.contains("ffn_gate_exps") || name.contains("ffn_up_exps");
+        (inputs && !name.starts_with("blk.0.")).then_some(GgmlType::Q4_K)
+    });
+    let ids = &tokens("demo")[..32];
+    let engine = Engine::open(EngineConfig::new(&model)).await.expect("it opens");
+    let whole = all_logits(&engine, ids, 8).await;
+    let server = LoopbackServer::start(&model, None).await;
+    let engine = split_engine_that(OnMiss::Fail, &model, std::slice::from_ref(&server), 0.0).await;
+    assert!(max_difference(&all_logits(&engine, ids, 8).await, &whole) <= TOLERANCE);
+    assert_eq!(engine.servers()[0].state, LinkState::Up);
 }
 
 /// On a runtime's only thread, which runs nothing else while the device computes.
