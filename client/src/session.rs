@@ -115,6 +115,8 @@ impl Session {
             return Err(Error::ContextFull { capacity: self.kv.capacity(), wanted });
         }
         self.pending.extend_from_slice(tokens);
+        // It does not go on with a character that was being said.
+        self.decoder = StreamDecoder::new();
         Ok(())
     }
 
