@@ -64,7 +64,8 @@ impl Engine {
         let fleet = Fleet::open(&config, identity, metrics.clone())?;
         let standins = standins::open(&model, config.standins.as_deref())?;
         let sessions = KvCache::bytes(spec, config.kv_cache, context) * config.sessions as u64;
-        let budget = expert_budget(&model, config.expert_cache, sessions, memory_limit())?;
+        let limit = memory_limit();
+        let budget = expert_budget(&model, config.expert_cache, sessions, limit)?;
         let store = ExpertStore::open(model.clone(), budget, config.elsewhere)?;
         if !store.holds_all() {
             model.keep_trunk()?;
@@ -93,7 +94,7 @@ impl Engine {
         };
         engine.fleet.wait_up(engine.config.deadline).await;
         let engine = Arc::new(engine);
-        tokio::spawn(follow(Arc::downgrade(&engine), memory_limit));
+        tokio::spawn(follow(Arc::downgrade(&engine), limit, memory_limit));
         Ok(engine)
     }
 
@@ -107,8 +108,7 @@ impl Engine {
         let session = KvCache::bytes(self.spec(), self.config.kv_cache, self.context);
         let sessions = session * self.config.sessions as u64;
         let budget = expert_budget(&self.model, self.config.expert_cache, sessions, limit)?;
-        let all = (0..self.spec().n_layers).map(|layer| self.model.expert_bytes(layer)).sum();
-        self.store.resize(budget.bytes(all)?);
+        self.store.resize(budget.bytes(self.store.full_bytes())?);
         if !self.store.holds_all() {
             self.model.keep_trunk()?;
         }

@@ -46,10 +46,14 @@ pub(crate) fn expert_budget(
 /// How often the limit is looked at again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps the expert cache within what memory has room for as long as there is an engine: a control group's limit may
-/// change meanwhile. An app may resize the cache too, until the limit changes the next time.
-pub(crate) async fn follow(engine: Weak<Engine>, limit: impl Fn() -> Option<u64>) {
-    let mut before = limit();
+/// Keeps the expert cache within what memory has room for as long as there is an engine, which was opened with the limit
+/// `before`: a control group's may change meanwhile. An app may resize the cache too, until the limit changes the next
+/// time.
+pub(crate) async fn follow(
+    engine: Weak<Engine>,
+    mut before: Option<u64>,
+    limit: impl Fn() -> Option<u64>,
+) {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(engine) = engine.upgrade() else { return };
@@ -81,7 +85,7 @@ mod tests {
         let limit = Arc::new(AtomicU64::new(u64::MAX));
         let told = limit.clone();
         let tell = move || Some(told.load(Ordering::Relaxed));
-        let following = tokio::spawn(follow(Arc::downgrade(&engine), tell));
+        let following = tokio::spawn(follow(Arc::downgrade(&engine), Some(1), tell));
         let mut said = Vec::new();
         for room in [u64::MAX, 0, BESIDES, u64::MAX] {
             limit.store(room, Ordering::Relaxed);

@@ -193,8 +193,13 @@ impl ExpertStore {
 
     /// Whether the budget is enough for all experts.
     pub fn holds_all(&self) -> bool {
+        self.budget_bytes() >= self.full_bytes()
+    }
+
+    /// The bytes of all experts of the full model, which is what a budget is a share of.
+    pub fn full_bytes(&self) -> u64 {
         let layer = |layer: &ExpertLayer| (layer.bytes_per_expert() * layer.n_experts()) as u64;
-        self.budget_bytes() >= self.model.experts.iter().map(layer).sum()
+        self.model.experts.iter().map(layer).sum()
     }
 
     /// How long one expert of a layer is waited for that is not in memory, by recent waits.
