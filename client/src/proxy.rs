@@ -10,6 +10,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+/// Time to look for another connection where the system has none to give.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// What the link does to bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Conditions {
@@ -69,7 +72,10 @@ impl FaultProxy {
 async fn accept(listener: TcpListener, target: String, conditions: watch::Receiver<Conditions>) {
     let mut connections = JoinSet::new();
     loop {
-        let Ok((inbound, _)) = listener.accept().await else { continue };
+        let Ok((inbound, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         while connections.try_join_next().is_some() {}
         if conditions.borrow().state != LinkFault::Refused {
             connections.spawn(connect(inbound, target.clone(), conditions.clone()));

@@ -3,7 +3,6 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use outrigger_router::State as LinkState;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
@@ -83,7 +82,7 @@ impl Sessions {
 
     /// Whether what experts are missing may be had now.
     pub(super) fn any_server_up(&self) -> bool {
-        self.engine.servers().iter().any(|server| server.state == LinkState::Up)
+        self.engine.fleet.any_up()
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
