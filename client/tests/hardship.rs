@@ -83,7 +83,7 @@ fn two_processes_do_not_make_the_same_pack() {
     let dir = tempfile::tempdir().expect("a directory");
     let out = dir.path().join("pack.gguf");
     let mut first = Running(pack(&out).stderr(Stdio::null()).spawn().expect("it starts"));
-    let curves = dir.path().join("pack.gguf.work/curves");
+    let curves = dir.path().join("pack.gguf.work/curves-0");
     let started = Instant::now();
     while !curves.exists() {
         assert!(started.elapsed() < Duration::from_secs(120), "it does not get there");

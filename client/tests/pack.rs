@@ -45,14 +45,12 @@ fn a_killed_pack_goes_on_and_ends_as_if_nothing_had_been() {
     let (whole, killed) = (dir.path().join("whole.gguf"), dir.path().join("killed.gguf"));
     assert!(pack(&whole).status().expect("it runs").success());
 
-    let lines =
-        |work: &Path| std::fs::read_to_string(work.join("curves")).map_or(0, |t| t.lines().count());
-    kill_when(&killed, |work| lines(work) >= 2);
-    let layers = |work: &Path| {
+    let kept = |work: &Path, kind: &str| {
         let names = std::fs::read_dir(work).into_iter().flatten().flatten().map(|e| e.file_name());
-        names.filter(|name| name.to_string_lossy().starts_with("layer-")).count()
+        names.filter(|name| name.to_string_lossy().starts_with(kind)).count()
     };
-    kill_when(&killed, |work| layers(work) >= 1);
+    kill_when(&killed, |work| kept(work, "curves-") >= 2);
+    kill_when(&killed, |work| kept(work, "layer-") >= 1);
     assert!(pack(&killed).status().expect("it runs").success());
     assert!(
         std::fs::read(&whole).expect("it is there") == std::fs::read(&killed).expect("it is there")
@@ -75,6 +73,14 @@ fn a_damaged_pack_is_refused_by_name() {
     let inspected = outrigger(&["inspect", name]);
     let text = String::from_utf8_lossy(&inspected.stdout).into_owned();
     assert!(inspected.status.success() && text.contains("a pack of 20%"), "{text}");
+    let demo = repository("models/demo.gguf");
+    let demo = demo.to_str().expect("plain characters");
+    let token_bytes = |file| {
+        let found = outrigger(&["inspect", file, "--json"]).stdout;
+        let found: serde_json::Value = serde_json::from_slice(&found).expect("JSON");
+        found["weight_bytes_per_token"].as_u64().expect("a number")
+    };
+    assert!(3 * token_bytes(name) < 2 * token_bytes(demo), "a pack's own experts count");
 
     std::fs::write(&path, &good[..good.len() - 5000]).expect("room");
     let cut = outrigger(&["inspect", name]);
@@ -103,6 +109,11 @@ fn other_peoples_files_are_left_alone() {
     let refused = pack(&out).stderr(Stdio::piped()).output().expect("it runs");
     let error = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && error.contains("notes: found a file that no"), "{error}");
+    assert_eq!(std::fs::read_to_string(&notes).expect("it is there"), "important");
+
+    let refused = pack(&notes).stderr(Stdio::piped()).output().expect("it runs");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("notes: output: found a file"), "{error}");
     assert_eq!(std::fs::read_to_string(&notes).expect("it is there"), "important");
 }
 

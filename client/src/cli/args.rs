@@ -27,10 +27,23 @@ pub(crate) struct ModelArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ComputeArgs {
+pub(crate) struct ThreadsArg {
     /// Threads that compute [default: every core]
     #[arg(short, long, env = "OUTRIGGER_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    threads: Option<u16>,
+}
+
+impl ThreadsArg {
+    /// Puts the number in place of the default, if one was given.
+    pub(crate) fn apply(&self, threads: &mut usize) {
+        *threads = self.threads.map_or(*threads, usize::from);
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ComputeArgs {
+    #[command(flatten)]
+    threads: ThreadsArg,
     /// Tokens that a session holds [default: the model's, at most 4096]
     #[arg(short, long = "ctx-size", env = "OUTRIGGER_CTX_SIZE", value_name = "N")]
     pub(crate) context: Option<usize>,
@@ -45,7 +58,7 @@ pub(crate) struct PlacementArgs {
     /// Expert server, host:port or http(s)://host:port, where every address of a name is one; or @FILE with one a line.
     /// May be given several times; names and files are looked at again and again
     #[arg(long = "server", env = "OUTRIGGER_SERVERS", value_name = "URL", value_delimiter = ',')]
-    pub(crate) servers: Vec<String>,
+    servers: Vec<String>,
     /// Certificate authority (PEM) for https servers [default: the system's]
     #[arg(long, env = "OUTRIGGER_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
@@ -159,6 +172,11 @@ fn fraction(text: &str) -> Result<f32, String> {
 }
 
 impl PlacementArgs {
+    /// The servers that may be asked.
+    pub(crate) fn servers(&self) -> &[String] {
+        if self.private { &[] } else { &self.servers }
+    }
+
     /// The engine's configuration; makes the stand-ins if there are none yet.
     pub(crate) async fn config(
         &self,
@@ -174,13 +192,13 @@ impl PlacementArgs {
             None => None,
         };
         config.prior = self.prior;
+        config.servers = self.servers().to_vec();
         if self.private {
             note(format!(
                 "private: nothing leaves this device; servers given: {}",
                 self.servers.len()
             ));
         } else {
-            config.servers = self.servers.clone();
             config.token = secret(self.token_file.as_deref(), "OUTRIGGER_TOKEN")?;
             config.tls_identity = self.tls_identity()?;
         }
@@ -226,9 +244,7 @@ pub(super) fn read(path: &Path) -> Result<String> {
 
 impl ComputeArgs {
     pub(crate) fn apply(&self, config: &mut EngineConfig) {
-        if let Some(threads) = self.threads {
-            config.threads = threads.into();
-        }
+        self.threads.apply(&mut config.threads);
         config.context = self.context;
         config.kv_cache = self.kv_cache;
     }

@@ -8,28 +8,31 @@ use outrigger::pack::{Choice, PackConfig, Packed, Stage, pack};
 use outrigger::{Budget, Model};
 use serde_json::json;
 
-use super::args::ModelArgs;
+use super::args::ThreadsArg;
 use super::view::{bar, line, note, size};
 
 /// Prose, tales, program code and the Romance languages: what experts are fitted to unless the user knows better.
 const CALIBRATION: &str = include_str!("calibration.txt");
 /// Tokens of it.
-const TOKENS: usize = 32_768;
+const TOKENS: u32 = 32_768;
 
 /// Make what a device installs: the trunk, and every expert as well as the budget allows.
 #[derive(Debug, Args)]
 pub(crate) struct Pack {
+    /// The full model's file (GGUF), or the first of its shards
+    #[arg(short, long, env = "OUTRIGGER_MODEL", value_name = "FILE")]
+    model: PathBuf,
     #[command(flatten)]
-    model: ModelArgs,
+    threads: ThreadsArg,
     /// Bytes for the experts: a share of what they take in the full model (35%) or a size (6GiB)
     #[arg(short, long, value_name = "SIZE|PCT")]
     budget: Budget,
     /// Text like what the device will see; may be given several times [default: a mixture of prose, code and languages]
     #[arg(long, value_name = "FILE")]
     calibrate: Vec<PathBuf>,
-    /// Tokens of it to fit experts to
-    #[arg(long, value_name = "N", default_value_t = TOKENS)]
-    calibration_tokens: usize,
+    /// Tokens of it to fit experts to, in windows of 512
+    #[arg(long, value_name = "N", default_value_t = TOKENS, value_parser = clap::value_parser!(u32).range(512..))]
+    calibration_tokens: u32,
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -40,7 +43,7 @@ pub(crate) struct Pack {
 
 impl Pack {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = config(&self.model.model, &self.output, self.budget);
+        let mut config = config(&self.model, &self.output, self.budget);
         if !self.calibrate.is_empty() {
             let read = |path: &PathBuf| {
                 std::fs::read_to_string(path)
@@ -48,10 +51,8 @@ impl Pack {
             };
             config.calibration = self.calibrate.iter().map(read).collect::<Result<_>>()?;
         }
-        config.tokens = self.calibration_tokens;
-        if let Some(threads) = self.model.compute.threads {
-            config.threads = threads.into();
-        }
+        config.tokens = self.calibration_tokens as usize;
+        self.threads.apply(&mut config.threads);
         let packed = with_progress(&config).await?;
         let file = std::fs::metadata(&self.output)?.len();
         match self.json {
@@ -81,7 +82,7 @@ fn config(model: &Path, out: &Path, budget: Budget) -> PackConfig {
         out: out.to_owned(),
         budget,
         calibration: vec![CALIBRATION.to_owned()],
-        tokens: TOKENS,
+        tokens: TOKENS as usize,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     }
 }
@@ -124,30 +125,46 @@ fn stage_bar(stage: Stage, total: u64) -> indicatif::ProgressBar {
     bar(total, unit).with_message(message)
 }
 
-fn text(packed: &Packed, file: u64, path: &Path) -> String {
+/// Experts by what they became: exact, coded, and their mean output.
+fn counts(packed: &Packed) -> [usize; 3] {
     let choices = packed.choices.iter().flatten();
     let exact = choices.clone().filter(|choice| choice.is_exact()).count();
-    let mean = choices.filter(|choice| **choice == Choice::Mean).count();
-    let all = packed.choices.iter().map(Vec::len).sum::<usize>();
+    let mean = choices.clone().filter(|choice| **choice == Choice::Mean).count();
+    [exact, choices.count() - exact - mean, mean]
+}
+
+fn text(packed: &Packed, file: u64, path: &Path) -> String {
+    let [exact, coded, mean] = counts(packed);
+    let unused = match packed.unused {
+        0 => String::new(),
+        n => format!(
+            "\n{n} experts are never used by that text: fit to one that is like what the device will see"
+        ),
+    };
     format!(
         "{}: {}, experts {} of {} ({:.1} %)\n\
-         of {all} experts {exact} exact, {} coded, {mean} as their mean output; fitted to {} tokens",
+         of {} experts {exact} exact, {coded} coded, {mean} as their mean output; fitted to {} tokens{unused}",
         path.display(),
         size(file),
         size(packed.expert_bytes),
         size(packed.full_expert_bytes),
         100.0 * packed.expert_bytes as f64 / packed.full_expert_bytes as f64,
-        all - exact - mean,
+        exact + coded + mean,
         packed.tokens,
     )
 }
 
 fn json(packed: &Packed, file: u64) -> serde_json::Value {
+    let [exact, coded, mean] = counts(packed);
     json!({
         "file_bytes": file,
         "expert_bytes": packed.expert_bytes,
         "full_expert_bytes": packed.full_expert_bytes,
         "share": packed.expert_bytes as f64 / packed.full_expert_bytes as f64,
+        "exact": exact,
+        "coded": coded,
+        "mean": mean,
+        "unused": packed.unused,
         "tokens": packed.tokens,
         "choices": packed.choices,
     })

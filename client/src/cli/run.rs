@@ -64,7 +64,7 @@ impl Run {
             }
         }
         if let Some(fault) = &said.totals.fault
-            && !self.placement.servers.is_empty()
+            && !self.placement.servers().is_empty()
         {
             note(format!("experts were missing: {fault}"));
         }

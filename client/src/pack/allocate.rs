@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// What an expert becomes in a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Choice {
     /// Matrices, each so many weights a code, or exact where there is no number: gate and up projection, and the down
     /// projection.
@@ -91,7 +92,10 @@ impl Costs {
     fn best(&self, curve: &Curve, price: f64) -> (Choice, u64) {
         let cost =
             |&(choice, bytes): &(Choice, u64)| curve.distortion(choice) + price * bytes as f64;
-        let least = |a: &&(Choice, u64), b: &&(Choice, u64)| cost(a).total_cmp(&cost(b));
+        // Of equals the one with more bytes: what the text never used costs nothing in any form, if bytes do not either.
+        let least = |a: &&(Choice, u64), b: &&(Choice, u64)| {
+            cost(a).total_cmp(&cost(b)).then(b.1.cmp(&a.1))
+        };
         *self.0.iter().min_by(least).expect("there is always the mean")
     }
 }
@@ -181,6 +185,19 @@ mod tests {
         assert!(
             allocate(&curves, &costs, 0).iter().flatten().all(|choice| *choice == Choice::Mean)
         );
+    }
+
+    #[test]
+    fn what_the_text_never_used_is_exact_where_everything_can_be() {
+        let (mut curves, costs) = (curves(), costs());
+        curves[1][4] = Curve {
+            inputs: vec![(3, 0.0), (12, 0.0)],
+            output: vec![(3, 0.0), (12, 0.0)],
+            mean: 0.0,
+            mass: 0.0,
+        };
+        let choices = allocate(&curves, &costs, u64::MAX);
+        assert!(choices.iter().flatten().all(|choice| choice.is_exact()));
     }
 
     /// No single change that costs no more bytes than are left may lessen the distortion by much.

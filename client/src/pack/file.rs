@@ -6,7 +6,6 @@ use outrigger_experts::gguf::{Array, Layout, Value, Writer};
 use outrigger_experts::{GgmlType, Model, checksum, pack_names};
 
 use super::allocate::Choice;
-use super::work::Layer;
 use crate::error::Result;
 
 /// The matrices of an expert: its name in the file, and whether it reads the input.
@@ -27,18 +26,18 @@ pub(super) struct About<'a> {
     pub(super) errors: Vec<f32>,
 }
 
-/// Writes a pack of `full` to `path`; `layer` gives each layer's experts, in order. `progress` hears of bytes: written
+/// Writes a pack of `full` to `path`; `bytes` gives those of each layer's experts, in order. `progress` hears of bytes: written
 /// so far, and in all.
 pub(super) fn write(
     full: &Model,
     path: &Path,
     about: &About<'_>,
-    layer: impl Fn(usize) -> Result<Layer>,
+    bytes: impl Fn(usize) -> Result<Vec<u8>>,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<()> {
     let mut layout = Layout::new(path);
     set_metadata(&mut layout, full, about);
-    layout.set(pack_names::CHECKSUMS, checksums(full, about.choices, &layer)?);
+    layout.set(pack_names::CHECKSUMS, checksums(full, about.choices, &bytes)?);
     let trunk: Vec<_> = full.gguf.tensors().filter(|tensor| !is_expert(tensor.name())).collect();
     for tensor in &trunk {
         let ty = full.gguf.tensor(tensor.name())?.ty();
@@ -64,8 +63,8 @@ pub(super) fn write(
         put(full.gguf.tensor(tensor.name())?.bytes())?;
     }
     for (at, choices) in about.choices.iter().enumerate() {
-        let layer = layer(at)?;
-        split(full, at, choices, &layer.bytes).into_iter().flatten().try_for_each(&mut put)?;
+        let bytes = bytes(at)?;
+        split(full, at, choices, &bytes).into_iter().flatten().try_for_each(&mut put)?;
     }
     Ok(writer.finish()?)
 }
@@ -95,11 +94,11 @@ pub(super) fn tensors(
 fn checksums(
     full: &Model,
     choices: &[Vec<Choice>],
-    layer: impl Fn(usize) -> Result<Layer>,
+    bytes: impl Fn(usize) -> Result<Vec<u8>>,
 ) -> Result<Vec<u64>> {
     let mut all = Vec::new();
     for (at, choices) in choices.iter().enumerate() {
-        for parts in split(full, at, choices, &layer(at)?.bytes) {
+        for parts in split(full, at, choices, &bytes(at)?) {
             let mut of_expert = [0; 3];
             of_expert.iter_mut().zip(parts).for_each(|(sum, bytes)| *sum = checksum(bytes));
             all.extend(of_expert);

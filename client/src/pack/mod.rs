@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
+use outrigger_experts::gguf::check_output;
 use outrigger_experts::vq::{Fit, LayerMoments};
 use outrigger_experts::{ExpertTensors, GgmlType};
 
@@ -22,7 +23,7 @@ use crate::engine::Engine;
 use crate::error::{Error, Result};
 use allocate::{Costs, Curve, allocate};
 use walk::{Seen, Walk};
-use work::{Layer, Work};
+use work::Work;
 
 pub use allocate::Choice;
 pub use summary::{LayerSummary, Summary};
@@ -71,6 +72,8 @@ pub struct Packed {
     pub full_expert_bytes: u64,
     /// Tokens that experts were fitted to.
     pub tokens: usize,
+    /// Experts that these tokens never used: nothing says what approximating them costs.
+    pub unused: usize,
 }
 
 /// Makes a pack. `progress` hears of the stage, how much of it is done, and how much there is. Interrupted, it goes on
@@ -86,6 +89,7 @@ pub async fn pack(
     if place(&config.model).is_some_and(|model| place(&config.out) == Some(model)) {
         return Err(Error::Output(config.out.clone()));
     }
+    check_output(&config.out)?;
     let mut engine_config = EngineConfig::new(&config.model);
     engine_config.threads = config.threads;
     let engine = Engine::open(engine_config).await?;
@@ -101,18 +105,18 @@ pub async fn pack(
             return Err(Error::Width { found: width });
         }
     }
+    let costs = costs(&engine);
+    let full_expert_bytes = engine.sizes().experts;
+    let budget = config.budget.bytes(full_expert_bytes)?;
+    let least = costs.iter().map(|costs| costs.of(Choice::Mean)).sum::<u64>();
+    let least = least * engine.spec().n_experts as u64;
+    if budget < least {
+        return Err(Error::PackBudget { found: budget, least });
+    }
     let windows = windows(&engine, &config.calibration, config.tokens)?;
     let tokens = windows.iter().map(Vec::len).sum();
     let work = Work::open(&config.out, &(engine.fingerprint().as_bytes(), &windows))?;
     let packer = Packer { engine, windows, work };
-    let costs = packer.costs();
-    let full_expert_bytes = packer.engine.sizes().experts;
-    let budget = config.budget.bytes(full_expert_bytes)?;
-    let least = costs.iter().map(|costs| costs.of(Choice::Mean)).sum::<u64>();
-    let least = least * packer.engine.spec().n_experts as u64;
-    if budget < least {
-        return Err(Error::PackBudget { found: budget, least });
-    }
     let curves = packer.measure(&mut progress).await?;
     let choices = allocate(&curves, &costs, budget);
     let errors = packer.code(&choices, &mut progress).await?;
@@ -123,15 +127,16 @@ pub async fn pack(
         mass: curves.iter().flatten().map(|curve| curve.mass as f32).collect(),
         errors,
     };
-    let layer = |at: usize| packer.coded(at, &choices[at]);
-    file::write(&packer.engine.model, &config.out, &about, layer, |done, total| {
+    let unused = curves.iter().flatten().filter(|curve| curve.mass == 0.0).count();
+    let bytes = |at: usize| packer.coded(at, packer.work.bytes(at, &choices[at]));
+    file::write(&packer.engine.model, &config.out, &about, bytes, |done, total| {
         progress(Stage::Write, done, total);
     })?;
     packer.work.remove();
     let layers = choices.iter().zip(&costs);
     let bytes = layers.flat_map(|(choices, costs)| choices.iter().map(|choice| costs.of(*choice)));
     let expert_bytes = bytes.sum();
-    Ok(Packed { choices, expert_bytes, full_expert_bytes, tokens })
+    Ok(Packed { choices, expert_bytes, full_expert_bytes, tokens, unused })
 }
 
 /// Windows from all over the texts, `tokens` in all.
@@ -161,6 +166,13 @@ fn boundary(text: &str, at: usize) -> usize {
     (at..text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len())
 }
 
+/// By layer.
+fn costs(engine: &Engine) -> Vec<Costs> {
+    let (model, spec) = (&engine.model, engine.spec());
+    let costs = model.experts.iter().map(|layer| Costs::new(layer.types(), spec.n_embd, spec.n_ff));
+    costs.collect()
+}
+
 struct Packer {
     engine: Arc<Engine>,
     windows: Vec<Vec<u32>>,
@@ -186,7 +198,7 @@ impl Packer {
                 report();
                 curve(fit, seen.energy, mass)
             });
-            self.work.add_curves(layer, &measured)?;
+            self.work.put_curves(layer, &measured)?;
             curves.push(measured);
         }
         Ok(curves)
@@ -198,7 +210,7 @@ impl Packer {
         choices: &[Vec<Choice>],
         progress: &mut impl FnMut(Stage, u64, u64),
     ) -> Result<Vec<f32>> {
-        let done = |(at, choices): (usize, &Vec<Choice>)| self.work.layer(at, choices).is_some();
+        let done = |(at, choices): (usize, &Vec<Choice>)| self.work.errors(at, choices).is_some();
         let mut walk = None;
         if !choices.iter().enumerate().all(done) {
             walk = Some(Walk::new(self.engine.clone(), &self.windows));
@@ -209,7 +221,7 @@ impl Packer {
                 Some(walk) => Some(walk.step().await?),
                 None => None,
             };
-            if let (Some(seen), None) = (seen, self.work.layer(layer, choices)) {
+            if let (Some(seen), None) = (seen, self.work.errors(layer, choices)) {
                 let mut report = self.progress(Stage::Code, layer, progress);
                 let mut experts = choices.iter().enumerate();
                 let mut bytes = Vec::new();
@@ -220,15 +232,16 @@ impl Packer {
                     let error = code(fit, *choice, &exact, &mut bytes);
                     (error / fit.energy().max(f64::MIN_POSITIVE)) as f32
                 });
-                self.work.put_layer(layer, choices, &Layer { errors, bytes })?;
+                self.work.put_layer(layer, choices, &errors, &bytes)?;
             }
-            errors.extend(self.coded(layer, choices)?.errors);
+            errors.extend(self.coded(layer, self.work.errors(layer, choices))?);
         }
         Ok(errors)
     }
 
-    fn coded(&self, layer: usize, choices: &[Choice]) -> Result<Layer> {
-        self.work.layer(layer, choices).ok_or(Error::Interrupted { layer })
+    /// What is kept of a layer that was coded.
+    fn coded<T>(&self, layer: usize, kept: Option<T>) -> Result<T> {
+        kept.ok_or(Error::Interrupted { layer })
     }
 
     /// Fits every expert of a layer to what it sees; `look` is also told its share of the layer's routed weight.
@@ -250,13 +263,6 @@ impl Packer {
             look(&fit, weight(&seen.calls[e]) / total)
         };
         (0..seen.calls.len()).map(fit).collect()
-    }
-
-    fn costs(&self) -> Vec<Costs> {
-        let (model, spec) = (&self.engine.model, self.engine.spec());
-        let costs =
-            model.experts.iter().map(|layer| Costs::new(layer.types(), spec.n_embd, spec.n_ff));
-        costs.collect()
     }
 
     /// Counts experts of `layer` and those before.

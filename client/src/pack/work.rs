@@ -1,6 +1,6 @@
 //! What an interrupted pack leaves behind, so that the next one goes on where it stopped.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,14 +15,6 @@ use crate::error::{Error, Result};
 pub(super) struct Work {
     dir: PathBuf,
     _lock: File,
-}
-
-/// One layer's experts as a pack has them.
-pub(super) struct Layer {
-    /// By expert: squared error of the weighted outputs over their own squared sum.
-    pub(super) errors: Vec<f32>,
-    /// The bytes of every tensor, one after another.
-    pub(super) bytes: Vec<u8>,
 }
 
 impl Work {
@@ -66,42 +58,40 @@ impl Work {
 
     /// The curves of the first layers, as far as they were measured.
     pub(super) fn curves(&self) -> Vec<Vec<Curve>> {
-        let Ok(file) = File::open(self.dir.join("curves")) else { return Vec::new() };
-        let lines = BufReader::new(file).lines().map_while(|line| line.ok());
-        lines.map_while(|line| serde_json::from_str(&line).ok()).collect()
+        let kept =
+            |layer| read_line(&mut BufReader::new(File::open(self.curves_path(layer)).ok()?));
+        (0..).map_while(kept).collect()
     }
 
-    /// Keeps the curves of one more layer.
-    pub(super) fn add_curves(&self, before: usize, curves: &[Curve]) -> Result<()> {
-        let path = self.dir.join("curves");
-        if before == 0 {
-            fs::write(&path, b"").map_err(io(&path))?;
-        }
-        let mut file = OpenOptions::new().append(true).open(&path).map_err(io(&path))?;
-        file.write_all(line(curves).as_bytes()).map_err(io(&path))
+    /// Keeps a layer's curves.
+    pub(super) fn put_curves(&self, layer: usize, curves: &[Curve]) -> Result<()> {
+        put(&self.curves_path(layer), &[line(curves).as_bytes()])
     }
 
-    /// A layer that was coded with these choices before.
-    pub(super) fn layer(&self, layer: usize, choices: &[Choice]) -> Option<Layer> {
-        let mut file = BufReader::new(File::open(self.path(layer, choices)).ok()?);
-        let errors = read_line(&mut file)?;
+    /// By expert, the squared error of the weighted outputs over their own squared sum, of a layer that was coded with
+    /// these choices before.
+    pub(super) fn errors(&self, layer: usize, choices: &[Choice]) -> Option<Vec<f32>> {
+        read_line(&mut BufReader::new(File::open(self.layer_path(layer, choices)).ok()?))
+    }
+
+    /// The bytes of such a layer: every tensor of every expert, one after another.
+    pub(super) fn bytes(&self, layer: usize, choices: &[Choice]) -> Option<Vec<u8>> {
+        let mut file = BufReader::new(File::open(self.layer_path(layer, choices)).ok()?);
+        file.skip_until(b'\n').ok()?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).ok()?;
-        Some(Layer { errors, bytes })
+        Some(bytes)
     }
 
     /// Keeps a coded layer.
-    pub(super) fn put_layer(&self, at: usize, choices: &[Choice], layer: &Layer) -> Result<()> {
-        let path = self.path(at, choices);
-        let temporary = path.with_extension("tmp");
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(line(&layer.errors).as_bytes())?;
-            file.write_all(&layer.bytes)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
-        };
-        write().map_err(io(&path))
+    pub(super) fn put_layer(
+        &self,
+        layer: usize,
+        choices: &[Choice],
+        errors: &[f32],
+        bytes: &[u8],
+    ) -> Result<()> {
+        put(&self.layer_path(layer, choices), &[line(errors).as_bytes(), bytes])
     }
 
     /// Removes the directory.
@@ -110,14 +100,30 @@ impl Work {
         let _ = fs::remove_dir_all(&self.dir);
     }
 
-    fn path(&self, layer: usize, choices: &[Choice]) -> PathBuf {
+    fn curves_path(&self, layer: usize) -> PathBuf {
+        self.dir.join(format!("curves-{layer}"))
+    }
+
+    fn layer_path(&self, layer: usize, choices: &[Choice]) -> PathBuf {
         self.dir.join(format!("layer-{layer}-{:016x}", hash(&line(choices))))
     }
 }
 
 /// Whether a file of this name is one of those that packing leaves.
 fn is_work(name: &str) -> bool {
-    matches!(name, "job" | "curves") || name.starts_with("layer-")
+    name == "job" || name.starts_with("curves-") || name.starts_with("layer-")
+}
+
+/// Writes a file that is there as a whole or not at all.
+fn put(path: &Path, parts: &[&[u8]]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        parts.iter().try_for_each(|part| file.write_all(part))?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(io(path))
 }
 
 /// What a program of another version makes of the same is no matter: then it starts anew.

@@ -7,6 +7,8 @@ use super::directory::{self, TensorInfo};
 use super::metadata::{self, Metadata};
 use crate::error::{Error, Mismatch, Result};
 
+/// What a file begins with.
+pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 /// Metadata and directory together; the largest known are below 32 MiB.
 const MAX_HEADER_BYTES: usize = 256 << 20;
 /// A tensor's alignment where `general.alignment` is absent.
@@ -32,7 +34,7 @@ impl Header {
         let mut cursor = Cursor::new(&file[..file.len().min(MAX_HEADER_BYTES)]);
 
         let magic: [u8; 4] = cursor.array().map_err(at("magic"))?;
-        if &magic != b"GGUF" {
+        if magic != MAGIC {
             let found = format!("\"{}\"", magic.escape_ascii());
             return Err(at("magic")(Mismatch::new(found, "\"GGUF\"")));
         }

@@ -22,7 +22,7 @@ pub use fingerprint::Fingerprint;
 pub use header::Header;
 pub use metadata::Metadata;
 pub use value::{Array, Value};
-pub use writer::{Layout, Writer};
+pub use writer::{Layout, Writer, check_output};
 
 use crate::error::{Mismatch, Result};
 use crate::map::Mapping;

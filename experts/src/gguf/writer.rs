@@ -1,7 +1,7 @@
 //! Writing a file: a header that is known beforehand, then the tensors' bytes in order, as they come.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::directory::{MAX_NAME_BYTES, byte_len, stored_dims};
@@ -72,7 +72,7 @@ impl Layout {
     /// The header, padded to where the data starts.
     fn encode(&self, alignment: u64) -> Vec<u8> {
         let mut out = Vec::new();
-        out.extend(b"GGUF");
+        out.extend(header::MAGIC);
         out.extend(3u32.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
         out.extend((self.meta.iter().count() as u64).to_le_bytes());
@@ -94,6 +94,25 @@ impl Layout {
     }
 }
 
+/// Whether a model may be put at `path`: where there is nothing yet, or another model.
+///
+/// # Errors
+/// [`Error::Header`] if there is something else, such as a device or somebody's text.
+pub fn check_output(path: &Path) -> Result<()> {
+    let Ok(there) = std::fs::metadata(path) else { return Ok(()) };
+    let mut magic = [0; header::MAGIC.len()];
+    let found = match there.is_file() {
+        // Renaming would put a file in its place, whatever it is.
+        false => "something that is no file",
+        true if there.len() == 0 => return Ok(()),
+        true => match File::open(path).and_then(|mut file| file.read_exact(&mut magic)) {
+            Ok(()) if magic == header::MAGIC => return Ok(()),
+            _ => "a file of another kind",
+        },
+    };
+    Err(Mismatch::new(found, "a GGUF file to replace, or nothing yet").in_header(path, "output"))
+}
+
 /// Writes a file beside its place, and puts it there when it is whole: until [`Writer::finish`] returns, whatever was
 /// at the path stays as it was. Dropped before that, it leaves nothing.
 #[derive(Debug)]
@@ -113,15 +132,11 @@ impl Writer {
     /// Starts the file by writing its header.
     ///
     /// # Errors
-    /// [`Error::Io`] if the disk refuses, or another writer is at work on the same path; [`Error::Header`] if there is
-    /// something at the path that is no file, such as a device; [`Error::Key`] if the metadata asks for an alignment that no reader takes.
+    /// [`Error::Io`] if the disk refuses, or another writer is at work on the same path; [`Error::Header`] as
+    /// [`check_output`]; [`Error::Key`] if the metadata asks for an alignment that no reader takes.
     pub fn create(layout: Layout) -> Result<Writer> {
         let alignment = header::alignment(&layout.meta)?;
-        // Renaming would put a file in its place, whatever it is.
-        if std::fs::metadata(&layout.path).is_ok_and(|there| !there.is_file()) {
-            let mismatch = Mismatch::new("something that is no file", "a file, or nothing yet");
-            return Err(mismatch.in_header(&layout.path, "output"));
-        }
+        check_output(&layout.path)?;
         let mut temporary = layout.path.clone().into_os_string();
         temporary.push(".tmp");
         let temporary = PathBuf::from(temporary);

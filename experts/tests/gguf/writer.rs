@@ -167,3 +167,18 @@ fn what_is_no_file_is_not_replaced() {
     let refused = Writer::create(Layout::new("/dev/null".as_ref())).unwrap_err().to_string();
     assert!(refused.contains("/dev/null: output: found something that is no file"), "{refused}");
 }
+
+#[test]
+fn only_a_model_is_replaced_by_a_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("letter.txt");
+    std::fs::write(&path, "Dear all").unwrap();
+    let refused = Writer::create(two_tensors(&path)).unwrap_err().to_string();
+    assert!(refused.contains("letter.txt: output: found a file of another kind"), "{refused}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"Dear all");
+
+    for there in [&b""[..], b"GGUF and then nothing of use"] {
+        std::fs::write(&path, there).unwrap();
+        assert!(Writer::create(two_tensors(&path)).is_ok());
+    }
+}
