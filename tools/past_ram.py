@@ -179,7 +179,7 @@ def measure(args, share, ids, expected, sizes, logits):
     small, huge, stopped = (sum(column) / len(stops) for column in zip(*stops))
     found = json.loads(out.splitlines()[-1])
     speed = len(ids) / (found["seconds"] - stopped * len(stops))
-    misses = found["cache_misses"] / len(ids)
+    misses = found["cache"]["misses"] / len(ids)
     missed = misses * sizes["expert_bytes"]
     row = {
         "share": share,

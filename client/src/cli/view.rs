@@ -1,11 +1,13 @@
 //! What people see: marked text, notes, progress, tables. All of it plain where the output is no terminal.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{IsTerminal, Result, Write};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use outrigger::{Tally, Token};
+use outrigger_experts::LayerStats;
+use serde_json::{Value, json};
 
 /// Text as it streams, with what is provisional visibly marked: yellow and underlined on a terminal, in `[~ ~]`
 /// elsewhere. Dropping it leaves no mark and no line open.
@@ -133,10 +135,14 @@ pub(crate) fn spinner(message: &'static str) -> ProgressBar {
 /// A bar on standard error; invisible where that is no terminal.
 pub(crate) fn bar(total: u64, unit: &str) -> ProgressBar {
     let template = match unit {
-        "bytes" => "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
-        _ => "{bar:40} {pos}/{len} {per_sec} {eta} {msg}",
+        "bytes" => "{wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
+        _ => "{msg} {wide_bar} {pos}/{len} {per_second} {eta}",
     };
     let style = ProgressStyle::with_template(template).expect("the template is well formed");
+    let style = style.with_key("per_second", |state: &ProgressState, out: &mut dyn fmt::Write| {
+        // A terminal that takes nothing is nobody's loss.
+        let _ = write!(out, "{:.1}/s", state.per_sec());
+    });
     shown(ProgressBar::new(total)).with_style(style)
 }
 
@@ -185,6 +191,16 @@ impl Totals {
         let all = (local + remote + missing).max(1) as f64;
         [local, remote, standin, missing - standin].map(|calls| 100.0 * calls as f64 / all)
     }
+}
+
+/// What an expert cache did, for machines.
+pub(crate) fn cache_json(stats: &LayerStats) -> Value {
+    json!({
+        "hits": stats.hits,
+        "misses": stats.misses,
+        "evictions": stats.evictions,
+        "bytes_read": stats.bytes_read,
+    })
 }
 
 /// A size as people write it.

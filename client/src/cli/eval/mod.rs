@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use outrigger::text::Tokenizer;
 use outrigger::{Engine, EngineConfig, Error, OnMiss};
 
 use super::args::{ModelArgs, PlacementArgs, open};
 use super::embedded::EmbeddedServer;
-use super::view::{bar, line, put};
+use super::view::{bar, line, put, spinner};
 use logits_file::LogitsFile;
 use measure::{Measured, Meter, Reading};
 use reference::{Reference, check_full};
@@ -65,6 +66,15 @@ pub(crate) struct Eval {
 /// change the figures, and says nothing about the model.
 const EMBEDDED_DEADLINE: Duration = Duration::from_secs(60);
 
+/// What was measured, of each text by its name.
+struct Results {
+    /// Of the model.
+    fingerprint: String,
+    /// Tokens a window.
+    window: usize,
+    texts: Vec<(String, Measured)>,
+}
+
 /// A text and what people call it.
 struct Text {
     name: String,
@@ -81,11 +91,11 @@ impl Eval {
         let mut config =
             self.placement.config(self.model.model.clone(), &self.model.compute).await?;
         let embedded = self.serve(&mut config).await?;
-        let texts = self.measure(&config).await?;
+        let results = self.measure(&config).await?;
         if let Some(server) = embedded {
             server.stop().await?;
         }
-        self.report(&texts)
+        self.report(&results)
     }
 
     /// The full model's file, if there is something to compare with it.
@@ -96,7 +106,7 @@ impl Eval {
 
     /// Tokens of a window after which the device is cut off.
     fn cut(&self) -> Option<usize> {
-        let alone = self.against_full.is_some() && self.placement.servers.is_empty();
+        let alone = self.against_full.is_some() && self.placement.servers().is_empty();
         self.offline_after.or(alone.then_some(0))
     }
 
@@ -119,7 +129,7 @@ impl Eval {
     }
 
     /// Measures each text on an engine of its own, so that its figures are the same whatever was measured before.
-    async fn measure(&self, config: &EngineConfig) -> Result<Vec<(String, Measured)>> {
+    async fn measure(&self, config: &EngineConfig) -> Result<Results> {
         let first = open(config.clone()).await?;
         let reference = match self.full() {
             Some(full) => Some(Reference::open(full, &first, config.threads).await?),
@@ -127,6 +137,7 @@ impl Eval {
         };
         let texts = self.texts(&first)?;
         let reading = self.reading(&first, &texts)?;
+        let (fingerprint, window) = (first.fingerprint().to_string(), reading.window);
         let mut logits_file = self.save_logits.as_deref().map(LogitsFile::create).transpose()?;
         let progress = bar(texts.iter().map(|text| text.tokens.len() as u64).sum(), "tokens");
         let (mut first, mut measured) = (Some(first), Vec::new());
@@ -135,7 +146,7 @@ impl Eval {
                 Some(engine) => engine,
                 None => Engine::open(config.clone()).await.context("cannot open the model")?,
             };
-            progress.set_message(text.name.clone());
+            progress.set_message(short(&text.name).to_owned());
             let meter = Meter {
                 engine: &engine,
                 reading: &reading,
@@ -147,34 +158,46 @@ impl Eval {
         }
         progress.finish_and_clear();
         logits_file.map(LogitsFile::finish).transpose()?;
-        Ok(measured)
+        Ok(Results { fingerprint, window, texts: measured })
     }
 
     fn texts(&self, engine: &Engine) -> Result<Vec<Text>> {
+        let reading = spinner("reading the texts");
         let mut texts = Vec::new();
         for path in &self.file {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            let tokens = engine.tokenizer().encode(&text, true, true);
+            let tokens = encode(engine.tokenizer(), &text, self.tokens.unwrap_or(usize::MAX));
             texts.push(Text { name: path.display().to_string(), tokens });
         }
         if !self.token_ids.is_empty() {
+            let ids =
+                &self.token_ids[..self.token_ids.len().min(self.tokens.unwrap_or(usize::MAX))];
             let vocab = engine.spec().n_vocab;
-            if let Some(&id) = self.token_ids.iter().find(|id| **id as usize >= vocab) {
+            if let Some(&id) = ids.iter().find(|id| **id as usize >= vocab) {
                 return Err(Error::TokenId { id, vocab }).context("--token-ids");
             }
-            texts.push(Text { name: "--token-ids".to_owned(), tokens: self.token_ids.clone() });
+            texts.push(Text { name: "--token-ids".to_owned(), tokens: ids.to_vec() });
         }
-        for Text { name, tokens } in &mut texts {
-            tokens.truncate(self.tokens.unwrap_or(usize::MAX));
+        for Text { name, tokens } in &texts {
             let found = tokens.len();
             ensure!(found >= 2, "{name}: {found} tokens, at least 2 are needed to predict one");
         }
+        reading.finish_and_clear();
         Ok(texts)
     }
 
     fn reading(&self, engine: &Engine, texts: &[Text]) -> Result<Reading> {
-        let window = self.window.map_or(engine.context(), |n| n as usize).min(engine.context());
+        let context = engine.context();
+        ensure!(
+            context >= 2,
+            "-c: found {context}, expected at least 2: nothing predicts the first"
+        );
+        let window = self.window.map_or(context, |n| n as usize);
+        ensure!(
+            window <= context,
+            "--window: found {window}, expected at most the context, {context}: see --ctx-size"
+        );
         let reading = Reading { window, batch: self.batch.into(), cut: self.cut() };
         for Text { name, tokens } in texts {
             let tokens = window.min(tokens.len());
@@ -186,19 +209,46 @@ impl Eval {
         Ok(reading)
     }
 
-    fn report(&self, texts: &[(String, Measured)]) -> Result<()> {
+    fn report(&self, Results { fingerprint, window, texts }: &Results) -> Result<()> {
         let total = Figures::of(texts.iter().map(|(_, measured)| measured));
         let single = texts.iter().map(|(name, text)| (name, Figures::of([text])));
         if !self.json {
             return Ok(put(&view(&single.collect::<Vec<_>>(), &total))?);
         }
-        if texts.len() > 1 {
-            for (name, figures) in single {
-                let mut figures = figures.json();
-                figures["file"] = name.as_str().into();
-                line(figures)?;
-            }
+        let about = |figures: &Figures, file: Option<&String>| {
+            let mut about = figures.json();
+            about["file"] = file.cloned().into();
+            about["fingerprint"] = fingerprint.as_str().into();
+            about["window"] = (*window).into();
+            about
+        };
+        if let [(name, _)] = &texts[..] {
+            return Ok(line(about(&total, Some(name)))?);
         }
-        Ok(line(total.json())?)
+        for (name, figures) in single {
+            line(about(&figures, Some(name)))?;
+        }
+        Ok(line(about(&total, None))?)
+    }
+}
+
+/// A path's last part, for a line that has little room.
+fn short(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The first `most` tokens of a text, for which no more of it is looked at than need be.
+fn encode(tokenizer: &Tokenizer, text: &str, most: usize) -> Vec<u32> {
+    // Where a text is cut, its last tokens are others.
+    const LAST: usize = 64;
+    let mut end = most.saturating_add(LAST).saturating_mul(8);
+    loop {
+        let part = text.get(..text.ceil_char_boundary(end)).unwrap_or(text);
+        let mut tokens = tokenizer.encode(part, true, true);
+        if part.len() == text.len() || tokens.len() >= most + LAST {
+            tokens.truncate(most);
+            return tokens;
+        }
+        end *= 2;
     }
 }

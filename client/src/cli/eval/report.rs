@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::measure::{Measured, Row, RowAgainstFull};
 use super::stats::{Estimate, estimate, mean};
-use crate::cli::view::{size, table};
+use crate::cli::view::{cache_json, size, table};
 
 /// The figures of some texts, each of which counts the same however long it is.
 pub(super) struct Figures {
@@ -63,15 +63,8 @@ impl Figures {
             "ppl": self.nll.exp(),
             "coverage": self.coverage,
             "standin": self.standin,
-            "local": self.tally.local,
-            "remote": self.tally.remote,
-            "missing": self.tally.missing,
-            "substituted": self.tally.substituted,
-            "bytes_up": self.tally.bytes_up,
-            "bytes_down": self.tally.bytes_down,
-            "cache_hits": self.cache.hits,
-            "cache_misses": self.cache.misses,
-            "bytes_read": self.cache.bytes_read,
+            "tally": self.tally,
+            "cache": cache_json(&self.cache),
             "seconds": self.seconds,
         });
         if let Some(against) = &self.against_full {
@@ -105,10 +98,11 @@ impl Figures {
     }
 
     fn notes(&self) -> String {
-        let Tally { local, remote, missing, standin, .. } = self.tally;
-        let missing = missing - standin;
+        let Tally { local, remote, missing, standin, substituted, .. } = self.tally;
         let mut notes = format!(
-            "expert calls: {local} local, {remote} remote, {standin} approximated, {missing} missing; {} up, {} down, {} read; {:.1} s\n",
+            "expert calls: {local} local, {remote} remote, {standin} approximated, {substituted} replaced, {} missing; \
+             {} up, {} down, {} read; {:.1} s\n",
+            (missing - standin).saturating_sub(substituted),
             size(self.tally.bytes_up),
             size(self.tally.bytes_down),
             size(self.cache.bytes_read),

@@ -9,9 +9,8 @@ use clap::{Args, ValueEnum as _};
 use outrigger::trace::{Batch, Shape, Trace};
 use outrigger::{Budget, CacheStats};
 use outrigger_experts::{Cache, LayerStats};
-use serde_json::json;
 
-use super::view::{line, note, put, table};
+use super::view::{cache_json, line, note, put, table};
 use policy::Policy;
 
 /// Replay routing traces against cache sizes and policies.
@@ -153,20 +152,12 @@ fn add(total: &mut CacheStats, trace: CacheStats) {
 }
 
 fn json_view(Outcome { cache, policy, stats }: &Outcome) -> serde_json::Value {
-    let counters = |stats: LayerStats| {
-        json!({
-            "hits": stats.hits,
-            "misses": stats.misses,
-            "evictions": stats.evictions,
-            "bytes_read": stats.bytes_read,
-        })
-    };
-    let mut view = counters(stats.total());
+    let mut view = cache_json(&stats.total());
     view["cache"] = cache.to_string().into();
     view["policy"] = policy.to_string().into();
     // One lane for all layers says nothing of each.
     if !policy.is_shared() {
-        view["layers"] = stats.layers.iter().copied().map(counters).collect();
+        view["layers"] = stats.layers.iter().map(cache_json).collect();
     }
     view
 }
