@@ -65,7 +65,7 @@ fn every_value_and_the_bytes_come_back() {
 fn an_unfinished_file_replaces_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
-    std::fs::write(&path, "what was there").unwrap();
+    std::fs::write(&path, "GGUF that was there").unwrap();
     let mut writer = Writer::create(two_tensors(&path)).unwrap();
     writer.write(&[0; 50]).unwrap();
     drop(writer);
@@ -73,7 +73,7 @@ fn an_unfinished_file_replaces_nothing() {
     writer.write(&[0; 50]).unwrap();
     let text = writer.finish().unwrap_err().to_string();
     assert!(text.contains("tensor `first`: found 50 bytes written, expected 102"), "{text}");
-    assert_eq!(std::fs::read(&path).unwrap(), b"what was there");
+    assert_eq!(std::fs::read(&path).unwrap(), b"GGUF that was there");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
 }
 
