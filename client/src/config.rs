@@ -14,6 +14,7 @@ pub use outrigger_router::Policy;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::credentials::{BearerToken, TlsIdentity};
+use crate::error::{Error, Result};
 
 /// What to do with an expert that nobody can run in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -194,6 +195,39 @@ impl EngineConfig {
             deadline: Duration::from_secs(1),
             trace: None,
             dial: Dial::default(),
+        }
+    }
+
+    /// Whether every number means something.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub(crate) fn check(&self) -> Result<()> {
+        const MOST_THREADS: usize = 1024;
+        const MOST_SESSIONS: usize = 65_536;
+        let checks = [
+            (
+                "prior",
+                (0.0..=1.0).contains(&self.prior),
+                self.prior.to_string(),
+                "a number from 0 to 1",
+            ),
+            (
+                "threads",
+                (1..=MOST_THREADS).contains(&self.threads),
+                self.threads.to_string(),
+                "1 to 1024",
+            ),
+            (
+                "sessions",
+                (1..=MOST_SESSIONS).contains(&self.sessions),
+                self.sessions.to_string(),
+                "1 to 65536",
+            ),
+        ];
+        match checks.into_iter().find(|(_, sound, ..)| !sound) {
+            Some((field, _, found, expected)) => Err(Error::Setting { field, found, expected }),
+            None => Ok(()),
         }
     }
 

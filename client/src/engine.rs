@@ -1,5 +1,6 @@
 //! The loaded model: immutable, shared by every session.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,13 +42,24 @@ pub struct Engine {
     context: usize,
 }
 
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Engine {
-    /// Maps the model, sets up the expert cache, and greets the servers, for no longer than one deadline; a server
-    /// that is not there yet is found later.
+    /// Maps the model, sets up the expert cache, and greets the servers, for no longer than a second or one deadline; a
+    /// server that is not there yet is found later.
+    ///
+    /// Needs a tokio runtime with time and IO. The tasks that look after the servers run there: keep it as long as the
+    /// engine.
     ///
     /// # Errors
-    /// A model file, tokenizer or server address that is unusable. A server that is down is no error.
+    /// A model file, tokenizer, setting or server address that is unusable; no runtime. A server that is down is no error.
     pub async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
+        tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        config.check()?;
         let model = Arc::new(Model::open(&config.model)?);
         let spec = &model.spec;
         let context = config.context.unwrap_or(spec.context.min(DEFAULT_CONTEXT));
@@ -92,7 +104,7 @@ impl Engine {
             model,
             config,
         };
-        engine.fleet.wait_up(engine.config.deadline).await;
+        engine.fleet.wait_up(engine.config.deadline.min(GREETING)).await;
         let engine = Arc::new(engine);
         tokio::spawn(follow(Arc::downgrade(&engine), limit, memory_limit));
         Ok(engine)
@@ -118,7 +130,7 @@ impl Engine {
     /// A new, empty timeline.
     ///
     /// # Errors
-    /// A sampling parameter that means nothing.
+    /// A sampling parameter that means nothing, or a bias of a token that is not in the vocabulary.
     pub fn session(self: &Arc<Engine>, sampler: SamplerConfig) -> Result<Session> {
         Session::new(self.clone(), sampler)
     }
@@ -217,6 +229,8 @@ impl Engine {
 
 /// Models are trained for far longer contexts than most uses need, and the KV cache is reserved for all of it.
 const DEFAULT_CONTEXT: usize = 4096;
+/// The longest that opening waits for servers.
+const GREETING: Duration = Duration::from_secs(1);
 
 fn gate(spec: &ModelSpec) -> Gate {
     Gate {

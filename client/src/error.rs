@@ -19,6 +19,21 @@ pub enum Error {
     /// A sampling parameter means nothing.
     #[error(transparent)]
     Sampler(#[from] SamplerError),
+    /// A setting that means nothing.
+    #[error("{field}: found {found}, expected {expected}")]
+    Setting {
+        /// Which.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// [`Engine::open`](crate::Engine::open) was called from outside of a tokio runtime.
+    #[error(
+        "there is no tokio runtime here: open the engine from within one, and keep that as long as the engine"
+    )]
+    NoRuntime,
     /// A server's address is no address.
     #[error("server `{url}`: expected host:port, http://host:port or https://host:port")]
     ServerUrl {

@@ -105,6 +105,8 @@ impl Forward<'_> {
         self.embed(rows);
         for layer in 0..self.engine.model.layers.len() {
             self.layer(layer, &mut patience, &mut pass).await?;
+            // Others get their turn, and whoever has waited long enough can give up.
+            tokio::task::yield_now().await;
         }
         self.kv.commit(rows.last().map_or(0, |row| row.position + 1));
         Ok(pass)

@@ -17,6 +17,22 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A program without tokio makes a runtime, with at least one thread beside its own for the connections to servers, and
+//! keeps it as long as the engine:
+//!
+//! ```no_run
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use outrigger::{Engine, EngineConfig, SamplerConfig};
+//!
+//! let runtime = tokio::runtime::Runtime::new()?;
+//! let engine = runtime.block_on(Engine::open(EngineConfig::new("models/demo.gguf")))?;
+//! let mut session = engine.session(SamplerConfig::default())?;
+//! session.push_text("Once upon a time")?;
+//! println!("{}", runtime.block_on(session.step())?.text);
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod config;
@@ -53,7 +69,8 @@ pub use engine::Engine;
 pub use error::{Error, Result};
 pub use fleet::ServerStatus;
 pub use outrigger_experts::{
-    CacheStats, Fingerprint, GgmlType, Model, ModelSpec, cpu_features, synth,
+    CacheStats, Error as ModelError, ExpertStore, Fingerprint, GgmlType, Model, ModelSpec,
+    cpu_features, synth,
 };
 pub use outrigger_router::State as LinkState;
 pub use pass::{Pass, Tally};
@@ -61,3 +78,4 @@ pub use prediction::{Distance, Prediction};
 pub use sample::{Sampler, SamplerConfig, SamplerError};
 pub use session::{Session, Token};
 pub use sizes::Sizes;
+pub use tonic;

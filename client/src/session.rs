@@ -1,6 +1,7 @@
 //! One timeline: its tokens, its KV cache, and how much of it is settled.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,13 +70,32 @@ pub struct Session {
     decoder: StreamDecoder,
 }
 
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (done, pending, settled) = (self.done.len(), self.pending.len(), self.settled);
+        let mut session = f.debug_struct("Session");
+        session.field("done", &done).field("pending", &pending).field("settled", &settled);
+        session.finish_non_exhaustive()
+    }
+}
+
+/// Whether `sampler` means something for the engine's model.
+fn check(engine: &Engine, sampler: &SamplerConfig) -> Result<()> {
+    sampler.check()?;
+    let vocab = engine.spec().n_vocab;
+    match sampler.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+        Some(&(id, _)) => Err(Error::TokenId { id, vocab }),
+        None => Ok(()),
+    }
+}
+
 impl Session {
     /// Most rows of the provisional tail that a pass computes again beside new ones: with a new token they are eight,
     /// which may take as long as one (see [`EngineConfig::patience`](crate::EngineConfig::patience)).
     pub const HEAL_ROWS: usize = 7;
 
     pub(crate) fn new(engine: Arc<Engine>, sampler: SamplerConfig) -> Result<Session> {
-        sampler.check()?;
+        check(&engine, &sampler)?;
         Ok(Session {
             kv: KvCache::new(engine.spec(), engine.config.kv_cache, engine.context()),
             done: Vec::new(),
@@ -123,7 +143,9 @@ impl Session {
     /// Computes what is pending and samples the next token, which is pending then. While a server answers, each pass
     /// heals up to [`Session::HEAL_ROWS`] rows of the provisional tail besides.
     ///
-    /// Computes on the calling thread and the engine's pool; calls to servers need the runtime's other threads.
+    /// Computes on the calling thread and the engine's pool, which a runtime's other tasks have to wait for: a layer of all
+    /// pending rows at a time, after which this can be dropped, too. A long prompt is best computed on a thread of its own,
+    /// `spawn_blocking(move || handle.block_on(session.step()))`. Calls to servers need the runtime's other threads.
     ///
     /// # Errors
     /// Nothing pending, a full context, an unreadable file, logits that are no numbers, or missing experts where the
@@ -325,9 +347,9 @@ impl Session {
     /// [`Session::divergence`] no longer judges it.
     ///
     /// # Errors
-    /// A sampling parameter that means nothing.
+    /// A sampling parameter that means nothing, or a bias of a token that is not in the vocabulary.
     pub fn set_sampler(&mut self, sampler: SamplerConfig) -> Result<()> {
-        sampler.check()?;
+        check(&self.engine, &sampler)?;
         self.sampler = Sampler::new(sampler);
         self.decoder = StreamDecoder::new();
         self.draws.clear();

@@ -79,6 +79,29 @@ async fn settling_that_is_dropped_half_way_loses_no_token() {
     assert_eq!(session.tokens().collect::<Vec<u32>>(), before);
 }
 
+/// With nothing to wait for: whoever has waited long enough gets a turn before all layers are computed.
+#[tokio::test]
+async fn a_prompt_can_be_given_up_and_computed_later() {
+    let engine = Engine::open(EngineConfig::new(fixtures::demo_model())).await.expect("it opens");
+    let (mut given_up, mut whole) = (greedy(&engine), greedy(&engine));
+    for session in [&mut given_up, &mut whole] {
+        session.push_text("It was the best of times").expect("it fits");
+    }
+    let dropped = tokio::time::timeout(std::time::Duration::ZERO, given_up.step()).await;
+    assert!(dropped.is_err());
+    assert_eq!(steps(&mut given_up, 8).await, steps(&mut whole, 8).await);
+}
+
+#[test]
+fn without_a_runtime_there_is_an_error() {
+    let mut opening = std::pin::pin!(Engine::open(EngineConfig::new(fixtures::demo_model())));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match opening.as_mut().poll(&mut context) {
+        std::task::Poll::Ready(Err(Error::NoRuntime)) => {}
+        other => panic!("{:?}", other.map(|opened| opened.map(drop))),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_of_as_many_rows_as_the_server_takes_is_exact() {
     let roomy = LoopbackServer::start(&fixtures::demo_model(), None).await;
@@ -140,9 +163,32 @@ async fn bad_input_is_refused_and_costs_nothing() {
     config.context = Some(1_000_000);
     assert!(matches!(Engine::open(config.clone()).await, Err(Error::Context { .. })));
     config.context = None;
-    config.servers = vec!["no port".to_owned()];
-    assert!(matches!(Engine::open(config.clone()).await, Err(Error::ServerUrl { .. })));
+    for url in ["no port", "http://localhost:7070/experts"] {
+        config.servers = vec![url.to_owned()];
+        assert!(
+            matches!(Engine::open(config.clone()).await, Err(Error::ServerUrl { .. })),
+            "{url}"
+        );
+    }
     config.servers.clear();
+    let settings: [(&str, fn(&mut EngineConfig)); 4] = [
+        ("prior", |config| config.prior = f32::NAN),
+        ("prior", |config| config.prior = 7.0),
+        ("threads", |config| config.threads = 0),
+        ("sessions", |config| config.sessions = usize::MAX),
+    ];
+    for (name, set) in settings {
+        let mut config = config.clone();
+        set(&mut config);
+        let refused = Engine::open(config).await.map(drop);
+        assert!(
+            matches!(refused, Err(Error::Setting { field, .. }) if field == name),
+            "{refused:?}"
+        );
+    }
+    let biased = SamplerConfig { logit_bias: vec![(1 << 30, 1.0)], ..SamplerConfig::greedy() };
+    let refused = engine.session(biased).map(drop);
+    assert!(matches!(refused, Err(Error::TokenId { id: 0x4000_0000, .. })), "{refused:?}");
     config.on_miss = OnMiss::Wait;
     assert!(Engine::open(config.clone()).await.is_ok(), "nothing is ever missing");
     (config.elsewhere, config.expert_cache) = (Elsewhere::Absent, Budget::Fraction(0.5));

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::dispatch::CallError;
 use super::sources::Address;
@@ -119,6 +119,9 @@ impl Server {
         up: Arc<Notify>,
         epoch: Instant,
     ) -> Result<Server> {
+        if !address.is_https() && !address.is_loopback() {
+            tracing::warn!(server = %address, "what goes there can be read on the way: https:// would keep it private");
+        }
         let link = Link::new(link_config(config), u64::from(id));
         Ok(Server {
             id,
@@ -172,8 +175,21 @@ impl Server {
                 tracing::debug!(server = %self.url, %error, "probe failed");
                 state.peer = None;
                 state.link.on_probe(now, Err(error.failure()));
-                state.fault = Some((now, error.to_string()));
+                state.fault = Some((now, self.explained(&error)));
             }
+        }
+    }
+
+    /// Why a greeting failed, with what may be behind it: a peer that expects something else of a connection just hangs up.
+    fn explained(&self, error: &CallError) -> String {
+        let hung_up = match error {
+            CallError::Status(status) => matches!(status.code(), Code::Cancelled | Code::Internal),
+            _ => false,
+        };
+        match (hung_up, self.endpoint.uri().scheme_str()) {
+            (true, Some("https")) => format!("{error}; does it want a client certificate?"),
+            (true, _) => format!("{error}; does it want https?"),
+            (false, _) => error.to_string(),
         }
     }
 
@@ -352,7 +368,6 @@ pub(super) fn tls(config: &EngineConfig) -> Result<ClientTlsConfig> {
 fn endpoint(address: &Address, tls: &ClientTlsConfig) -> Result<Endpoint> {
     let uri = address.uri.uri();
     let host = uri.host().unwrap_or_default().to_owned();
-    let https = uri.scheme_str() == Some("https");
     let endpoint = match address.at {
         None => Endpoint::from(uri),
         Some(at) => {
@@ -367,7 +382,7 @@ fn endpoint(address: &Address, tls: &ClientTlsConfig) -> Result<Endpoint> {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(STREAM_WINDOW);
-    if !https {
+    if !address.is_https() {
         return Ok(endpoint);
     }
     // The certificate is the name's, wherever the name leads.

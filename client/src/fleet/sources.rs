@@ -150,6 +150,19 @@ impl Sources {
     }
 }
 
+impl Address {
+    pub(super) fn is_https(&self) -> bool {
+        self.uri.uri().scheme_str() == Some("https")
+    }
+
+    /// Whether nothing that goes there leaves this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        let (host, _) = self.uri.parts();
+        let ip = self.at.map(|at| at.ip()).or_else(|| host.parse().ok());
+        ip.map_or(host == "localhost", |ip| ip.is_loopback())
+    }
+}
+
 impl OrderedUri {
     fn parse(url: &str) -> Result<OrderedUri> {
         let bad = |source: Box<dyn std::error::Error + Send + Sync>| Error::ServerUrl {
@@ -160,6 +173,9 @@ impl OrderedUri {
         let uri: Uri = full.parse().map_err(|error| bad(Box::new(error)))?;
         if uri.port_u16().is_none() || !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(bad("scheme or port is missing".into()));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(bad("something follows the port".into()));
         }
         Ok(OrderedUri(full))
     }

@@ -29,11 +29,17 @@ pub enum TextError {
     Build(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The chat template does not parse, fails or refuses these messages, or runs without end.
     #[error("the file's `tokenizer.chat_template` failed")]
-    Template(#[from] minijinja::Error),
+    Template(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The chat template writes more than any prompt needs.
     #[error("the file's `tokenizer.chat_template` wrote more than {limit} bytes")]
     TemplateTooLong {
         /// The cap, in bytes.
         limit: usize,
     },
+}
+
+impl From<minijinja::Error> for TextError {
+    fn from(error: minijinja::Error) -> TextError {
+        TextError::Template(Box::new(error))
+    }
 }

@@ -132,6 +132,7 @@ fn hostile_templates_end() {
     let error = |source: &str| template(source).render(&talk(), true).expect_err("refused");
     let fuel = |source: &str| match error(source) {
         TextError::Template(cause) => {
+            let cause: &minijinja::Error = cause.downcast_ref().expect("the template engine's");
             assert_eq!(cause.kind(), minijinja::ErrorKind::OutOfFuel, "{cause}");
         }
         other => panic!("{other:?}"),
