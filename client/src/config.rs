@@ -96,9 +96,14 @@ impl Dial {
         (self.connect)(endpoint)
     }
 
+    /// Whether connections leave this process, as far as it is known: names are asked for.
+    pub(crate) fn is_network(&self) -> bool {
+        self.resolve.is_some()
+    }
+
     /// Whether `host` is asked about. Numbers need no answer, and `localhost` is one server, whatever its addresses.
     pub(crate) fn resolves(&self, host: &str) -> bool {
-        self.resolve.is_some() && host.parse::<IpAddr>().is_err() && host != "localhost"
+        self.is_network() && host.parse::<IpAddr>().is_err() && host != "localhost"
     }
 
     /// The addresses of a host that [`Dial::resolves`].

@@ -34,6 +34,20 @@ fn a_run_ends_with_the_context_and_says_so() {
     assert!(stderr.starts_with("8 tokens") && !stderr.contains("is full"), "{stderr}");
 }
 
+/// As scripts for llama.cpp have it.
+#[test]
+fn minus_one_and_zero_say_the_default() {
+    let run = |flags: &[&str]| {
+        let usual = ["run", "-p", "Once", "--temp", "0", "-c", "24"];
+        said(&mut outrigger(&[&usual[..], flags].concat())).1
+    };
+    assert_eq!(run(&["-n", "-1", "-s", "-1"]), run(&[]));
+    let (success, _, stderr) = said(&mut outrigger(&["run", "-p", "Once", "-n", "2", "-c", "0"]));
+    assert!(success, "{stderr}");
+    let (success, _, stderr) = said(&mut outrigger(&["run", "-p", "Once", "-n", "-2"]));
+    assert!(!success && stderr.contains("found `-2`, expected a number of tokens"), "{stderr}");
+}
+
 /// Two of these messages leave no room for an answer, and one of them does not fit at all.
 #[test]
 fn a_chat_goes_on_when_its_context_is_full() {

@@ -299,7 +299,7 @@ async fn what_makes_no_sense_is_refused_and_named() {
     let refused = |model: PathBuf, change: fn(&mut EngineConfig, &Path), path: PathBuf| async move {
         let mut config = EngineConfig::new(model);
         change(&mut config, &path);
-        Engine::open(config).await.err().expect("it is refused").to_string()
+        Engine::open(config).await.expect_err("it is refused").to_string()
     };
     let standins = |config: &mut EngineConfig, path: &Path| config.standins = Some(path.to_owned());
     let other = refused(demo_model(), standins, out.clone()).await;

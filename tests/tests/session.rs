@@ -171,15 +171,13 @@ async fn bad_input_is_refused_and_costs_nothing() {
         );
     }
     config.servers.clear();
-    let settings: [(&str, fn(&mut EngineConfig)); 4] = [
-        ("prior", |config| config.prior = f32::NAN),
-        ("prior", |config| config.prior = 7.0),
-        ("threads", |config| config.threads = 0),
-        ("sessions", |config| config.sessions = usize::MAX),
-    ];
-    for (name, set) in settings {
-        let mut config = config.clone();
-        set(&mut config);
+    let like = || config.clone();
+    for (name, config) in [
+        ("prior", EngineConfig { prior: f32::NAN, ..like() }),
+        ("prior", EngineConfig { prior: 7.0, ..like() }),
+        ("threads", EngineConfig { threads: 0, ..like() }),
+        ("sessions", EngineConfig { sessions: usize::MAX, ..like() }),
+    ] {
         let refused = Engine::open(config).await.map(drop);
         assert!(
             matches!(refused, Err(Error::Setting { field, .. }) if field == name),

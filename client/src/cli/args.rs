@@ -44,7 +44,7 @@ impl ThreadsArg {
 pub(crate) struct ComputeArgs {
     #[command(flatten)]
     threads: ThreadsArg,
-    /// Tokens that a session holds [default: the model's, at most 4096]
+    /// Tokens that a session holds; 0, the default: the model's, at most 4096
     #[arg(short, long = "ctx-size", env = "OUTRIGGER_CTX_SIZE", value_name = "N")]
     pub(crate) context: Option<usize>,
     /// How a session's keys and values are kept: f16, or q8_0 in half the memory
@@ -141,9 +141,9 @@ pub(crate) struct SamplingArgs {
     /// Drop tokens below this share of the likeliest one's probability
     #[arg(long, value_name = "P", default_value_t = 0.05)]
     min_p: f32,
-    /// Seed of the choice [default: random]
-    #[arg(short, long)]
-    pub(crate) seed: Option<u64>,
+    /// Seed of the choice; -1, the default: random
+    #[arg(short, long, allow_negative_numbers = true)]
+    seed: Option<Seed>,
 }
 
 /// Where stand-ins come from.
@@ -163,6 +163,34 @@ impl FromStr for StandIns {
             Ok(budget) if !Path::new(text).exists() => StandIns::Budget(budget),
             _ => StandIns::File(text.into()),
         })
+    }
+}
+
+/// A number of tokens; -1 is without end, as for llama.cpp.
+pub(crate) fn tokens(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => {
+            text.parse().map_err(|_| format!("found `{text}`, expected a number of tokens, or -1"))
+        }
+    }
+}
+
+/// A seed; -1 is none, as for llama.cpp.
+#[derive(Clone, Copy, Debug)]
+struct Seed(Option<u64>);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Seed, String> {
+        match text {
+            "-1" => Ok(Seed(None)),
+            _ => match text.parse() {
+                Ok(seed) => Ok(Seed(Some(seed))),
+                Err(_) => Err(format!("found `{text}`, expected a whole number, or -1")),
+            },
+        }
     }
 }
 
@@ -245,12 +273,17 @@ pub(super) fn read(path: &Path) -> Result<String> {
 impl ComputeArgs {
     pub(crate) fn apply(&self, config: &mut EngineConfig) {
         self.threads.apply(&mut config.threads);
-        config.context = self.context;
+        config.context = self.context.filter(|tokens| *tokens > 0);
         config.kv_cache = self.kv_cache;
     }
 }
 
 impl SamplingArgs {
+    /// The seed, if it is not to be random.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        self.seed.and_then(|Seed(seed)| seed)
+    }
+
     /// # Errors
     /// A parameter that means nothing.
     pub(crate) fn config(&self) -> Result<SamplerConfig, SamplerError> {
@@ -259,7 +292,7 @@ impl SamplingArgs {
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
-            seed: self.seed.unwrap_or_else(random_seed),
+            seed: self.seed().unwrap_or_else(random_seed),
             ..SamplerConfig::default()
         };
         config.check()?;

@@ -8,7 +8,7 @@ use outrigger::text::Message;
 use outrigger::{Engine, Session};
 use tokio::sync::mpsc;
 
-use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
+use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open, tokens};
 use super::generate::generate;
 use super::run::summary;
 use super::view::{MarkedText, note, put};
@@ -21,8 +21,8 @@ pub(crate) struct Chat {
     /// What the model is told before the first turn
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Longest answer, in tokens
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    /// Longest answer, in tokens; -1: until the model ends it or the context is full
+    #[arg(short = 'n', long, value_name = "N", default_value = "512", allow_negative_numbers = true, value_parser = tokens)]
     predict: usize,
     #[command(flatten)]
     sampling: SamplingArgs,

@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::Token;
 use serde_json::json;
 
-use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open};
+use super::args::{MetricsArgs, ModelArgs, PlacementArgs, SamplingArgs, open, tokens};
 use super::generate::{Cut, generate};
 use super::view::{MarkedText, Totals, line, note, size};
 
@@ -22,8 +22,8 @@ pub(crate) struct Run {
     /// A file with the text to continue
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Tokens to generate [default: until the model ends or the context is full]
-    #[arg(short = 'n', long, value_name = "N")]
+    /// Tokens to generate; -1, the default: until the model ends or the context is full
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true, value_parser = tokens)]
     predict: Option<usize>,
     #[command(flatten)]
     sampling: SamplingArgs,

@@ -84,7 +84,7 @@ impl Serve {
         let file = file.to_string_lossy().into_owned();
         Ok(ServeConfig {
             sampler: self.sampling.config()?,
-            seed: self.sampling.seed,
+            seed: self.sampling.seed(),
             parallel: self.parallel.into(),
             queue: self.queue.into(),
             allow_hosts: self.allow_hosts.clone(),

@@ -119,7 +119,7 @@ impl Server {
         up: Arc<Notify>,
         epoch: Instant,
     ) -> Result<Server> {
-        if !address.is_https() && !address.is_loopback() {
+        if config.dial.is_network() && !address.is_https() && !address.is_loopback() {
             tracing::warn!(server = %address, "what goes there can be read on the way: https:// would keep it private");
         }
         let link = Link::new(link_config(config), u64::from(id));
