@@ -98,7 +98,9 @@ async fn layers_may_want_different_blocks_of_activations() {
     let server = LoopbackServer::start(&model, None).await;
     let engine = split_engine_that(OnMiss::Fail, &model, std::slice::from_ref(&server), 0.0).await;
     assert!(max_difference(&all_logits(&engine, ids, 8).await, &whole) <= TOLERANCE);
-    assert_eq!(engine.servers()[0].state, LinkState::Up);
+    let status = &engine.servers()[0];
+    let spec = engine.spec();
+    assert_eq!((status.state, status.experts), (LinkState::Up, spec.n_layers * spec.n_experts));
 }
 
 /// On a runtime's only thread, which runs nothing else while the device computes.

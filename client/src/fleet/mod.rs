@@ -39,6 +39,8 @@ pub struct ServerStatus {
     pub url: String,
     /// Whether it is used.
     pub state: LinkState,
+    /// Experts that it holds, over all layers; 0 while that is not known.
+    pub experts: usize,
     /// Smoothed round trip, without the server's compute.
     pub trip: Duration,
     /// Why the last call or probe failed, if it did.
@@ -199,6 +201,7 @@ impl Fleet {
         let unfound = |unfound: &Unfound| ServerStatus {
             url: unfound.server.clone(),
             state: LinkState::Probing,
+            experts: 0,
             trip: Duration::ZERO,
             fault: Some(unfound.why.clone()),
         };

@@ -41,6 +41,11 @@ impl Held {
         &self.0[layer]
     }
 
+    /// Experts, over all layers.
+    fn count(&self) -> usize {
+        self.0.iter().flatten().filter(|held| **held).count()
+    }
+
     /// One layer's experts.
     #[cfg(test)]
     pub(super) fn of(layer: &[bool]) -> Held {
@@ -313,6 +318,7 @@ impl Server {
         ServerStatus {
             url: self.url.clone(),
             state: state.link.state(now),
+            experts: state.peer.as_ref().map_or(0, |peer| peer.held.count()),
             trip: state.link.trip(now),
             fault: state.fault.as_ref().map(|(_, text)| text.clone()),
         }

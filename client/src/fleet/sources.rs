@@ -51,8 +51,8 @@ pub(super) struct Unfound {
 struct Listing {
     path: PathBuf,
     urls: Vec<OrderedUri>,
-    /// Whether it was of use when it was last looked at.
-    sound: bool,
+    /// Why it was of no use when it was last looked at, if it was not.
+    useless: Option<String>,
 }
 
 impl Sources {
@@ -67,7 +67,7 @@ impl Sources {
                 None => urls.push(OrderedUri::parse(server)?),
                 Some(path) => {
                     let path = PathBuf::from(path);
-                    files.push(Listing { urls: read(&path)?, path, sound: true });
+                    files.push(Listing { urls: read(&path)?, path, useless: None });
                 }
             }
         }
@@ -117,10 +117,10 @@ impl Sources {
                 }
                 Err(error) => Some(said(&error)),
             };
-            if let (true, Some(why)) = (file.sound, &useless) {
+            if let Some(why) = useless.as_ref().filter(|why| file.useless.as_ref() != Some(why)) {
                 tracing::warn!("{}: {why}; the last servers stay", file.path.display());
             }
-            file.sound = useless.is_none();
+            file.useless = useless;
         }
         let listed: Vec<OrderedUri> = self.listed().cloned().collect();
         self.resolved.retain(|uri, _| listed.contains(uri));
