@@ -71,6 +71,7 @@ fn in_tunnels_the_text_goes_on_and_heals_behind_them() {
     let tunnel = between(&run, 13.0, 17.0);
     assert!(tunnel.iter().any(|row| row.coverage < 0.7), "the tunnel shows");
     assert!(tunnel.iter().all(|row| row.link == CUT));
+    assert!(run.summary().ppl_ratio.expect("it reads a text") > 1.0);
 }
 
 #[test]
@@ -84,6 +85,10 @@ fn on_a_flight_the_story_goes_on() {
     assert!(air.len() as f64 / 16.0 > gate.len() as f64 / 9.5);
     all_settled(&run, 57.0, 60.0);
     assert!(run.text.starts_with("Once upon a time there was a king"), "{}", run.text);
+    // The text is what the device finds likely: its perplexity says nothing.
+    let summary = run.summary();
+    assert_eq!([summary.ppl, summary.ppl_full, summary.ppl_ratio], [None; 3]);
+    assert!(summary.acceptance < 1.0 && summary.kl > 0.0, "{summary:?}");
 }
 
 #[test]

@@ -63,13 +63,18 @@ impl Simulate {
 
     fn text(&self, summary: &Summary) -> String {
         let Summary { title, tokens, seconds, provisional, unsettled, tally, .. } = summary;
+        let quality = match summary.ppl.zip(summary.ppl_ratio) {
+            Some((ppl, ratio)) => format!("perplexity {ppl:.3}, {ratio:.3} times the full model's"),
+            None => format!(
+                "acceptance by the full model {:.3}, KL divergence from it {:.3}",
+                summary.acceptance, summary.kl
+            ),
+        };
         format!(
             "{title}: {tokens} tokens in {seconds:.1} simulated s; {provisional} provisional when said, \
              {unsettled} at the end\n\
-             perplexity {:.3}, {:.3} times the full model's; coverage {:.3}; longest wait {:.0} ms; {} up, {} down\n\
+             {quality}; coverage {:.3}; longest wait {:.0} ms; {} up, {} down\n\
              {}: tokens.csv, summary.json, timeline.svg, timeline.png",
-            summary.ppl,
-            summary.ppl_ratio,
             summary.coverage,
             summary.longest_wait_ms,
             size(tally.bytes_up),

@@ -23,12 +23,9 @@ const WINDOW: usize = 16;
 /// What happened, over time.
 pub(super) fn timeline(run: &Run) -> Figure {
     let summary = run.summary();
-    let quality = match run.is_own_text() {
-        true => format!("expected acceptance by the full model {:.2}", summary.acceptance),
-        false => format!(
-            "perplexity {:.1} against the full model's {:.1}",
-            summary.ppl, summary.ppl_full
-        ),
+    let quality = match summary.ppl.zip(summary.ppl_full) {
+        Some((ppl, full)) => format!("perplexity {ppl:.1} against the full model's {full:.1}"),
+        None => format!("expected acceptance by the full model {:.2}", summary.acceptance),
     };
     let subtitle = format!(
         "{} tokens in {:.1} s, {} of them provisional when said, {} at the end; {quality}",

@@ -81,12 +81,12 @@ pub struct Summary {
     pub coverage: f64,
     /// Mean share that approximations stood in for.
     pub standin: f64,
-    /// Perplexity of the device.
-    pub ppl: f64,
-    /// Perplexity of the full model.
-    pub ppl_full: f64,
-    /// The first over the second.
-    pub ppl_ratio: f64,
+    /// Perplexity of the device; none where it wrote the text itself, which is what it finds likely.
+    pub ppl: Option<f64>,
+    /// Perplexity of the full model; none likewise.
+    pub ppl_full: Option<f64>,
+    /// The first over the second; none likewise.
+    pub ppl_ratio: Option<f64>,
     /// Mean KL divergence from the full model, nats.
     pub kl: f64,
     /// Share of the tokens at which both find the same token likeliest.
@@ -116,6 +116,7 @@ impl Run {
     pub fn summary(&self) -> Summary {
         let rows = &self.rows;
         let (nll, nll_full) = (mean(rows, |row| row.nll), mean(rows, |row| row.nll_full));
+        let perplexity = |nll: f64| (!self.is_own_text()).then_some(nll.exp());
         let mut tally = Tally::default();
         rows.iter().for_each(|row| tally += row.tally);
         let longest = rows.iter().map(|row| row.waited).max().unwrap_or_default();
@@ -129,9 +130,9 @@ impl Run {
             unsettled: rows.last().map_or(0, |row| row.computed - row.settled),
             coverage: mean(rows, |row| f64::from(row.coverage)),
             standin: mean(rows, |row| f64::from(row.standin)),
-            ppl: nll.exp(),
-            ppl_full: nll_full.exp(),
-            ppl_ratio: (nll - nll_full).exp(),
+            ppl: perplexity(nll),
+            ppl_full: perplexity(nll_full),
+            ppl_ratio: perplexity(nll - nll_full),
             kl: mean(rows, |row| row.distance.kl),
             top1: mean(rows, |row| f64::from(u8::from(row.distance.top1))),
             acceptance: mean(rows, |row| row.distance.acceptance),

@@ -1,0 +1,71 @@
+//! `outrigger simulate`, as a user has it: what it says, what it writes, and what it refuses.
+#![cfg(feature = "cli")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A second on a good link.
+const SCENARIO: &str = r#"
+title = "A tunnel"
+model = "demo.gguf"
+length = "1s"
+input.prompt = "Once upon a time"
+
+[device]
+expert_cache = "40%"
+deadline = "300ms"
+compute = { pass = "60ms", row = "4ms" }
+
+[links.fields]
+round_trip = "20ms"
+
+[[timeline]]
+at = "0s"
+link = "fields"
+"#;
+
+/// A directory with the scenario after some changes, each from what it says to what it is to say, and with the model.
+fn directory(changes: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let mut scenario = SCENARIO.to_owned();
+    for (from, to) in changes {
+        assert!(scenario.contains(from), "{from}");
+        scenario = scenario.replace(from, to);
+    }
+    std::fs::write(directory.path().join("tunnel.toml"), scenario).unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo.gguf");
+    std::fs::copy(demo, directory.path().join("demo.gguf")).unwrap();
+    directory
+}
+
+/// Simulates what is in `directory`: whether it went well, and what it said where.
+fn simulate(directory: &TempDir, args: &[&str]) -> (bool, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+    command.env_remove("RUST_LOG").env_remove("OUTRIGGER_MODEL").current_dir(directory);
+    let Output { status, stdout, stderr } =
+        command.args(["simulate", "tunnel.toml"]).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.success(), text(stdout), text(stderr))
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("a JSON object")
+}
+
+/// What the device wrote is what it finds likely: a perplexity would read as better than the full model.
+#[test]
+fn a_text_that_the_model_wrote_has_no_perplexity() {
+    let own = directory(&[]);
+    let (success, stdout, stderr) = simulate(&own, &[]);
+    assert!(success && stdout.contains("\nacceptance by the full model 1.000, KL"), "{stderr}");
+    assert!(!stdout.contains("perplexity"), "{stdout}");
+    let summary = std::fs::read_to_string(own.path().join("simulation/summary.json")).unwrap();
+    for figure in ["ppl", "ppl_full", "ppl_ratio"] {
+        assert_eq!(json(&summary)[figure], Value::Null);
+    }
+    let (_, stdout, _) = simulate(&directory(&[("prompt", "text")]), &["--json"]);
+    assert_eq!(json(&stdout)["ppl_ratio"], 1.0);
+}
