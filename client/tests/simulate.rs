@@ -69,3 +69,21 @@ fn a_text_that_the_model_wrote_has_no_perplexity() {
     let (_, stdout, _) = simulate(&directory(&[("prompt", "text")]), &["--json"]);
     assert_eq!(json(&stdout)["ppl_ratio"], 1.0);
 }
+
+#[test]
+fn a_simulation_of_nothing_is_refused() {
+    let text = "prompt = \"Once upon a time\"";
+    let full = format!("prompt = \"{}\"", "a ".repeat(1023));
+    for (changes, expected) in [
+        (&[("\"1s\"", "\"0s\"")][..], "length: found 0s, expected more"),
+        (&[(text, "prompt = ''")], "input: found a prompt of 0 tokens, expected at least 1"),
+        (&[(text, "text = ''")], "input: found a text of 0 tokens, expected at least 2"),
+        (&[(text, "text = 'O'")], "input: found a text of 1 tokens, expected at least 2"),
+        (&[("link = \"fields\"", "link = \"cut\""), ("300ms", "2s")], "no token was made"),
+        (&[(text, &full)], "no token was made"),
+    ] {
+        let (success, stdout, stderr) = simulate(&directory(changes), &[]);
+        assert!(!success && stdout.is_empty(), "{expected}: {stdout}");
+        assert!(stderr.starts_with(&format!("outrigger: tunnel.toml: {expected}")), "{stderr}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::simulate::{self, Scenario, Summary, Sweep};
 use serde_json::json;
@@ -50,7 +50,8 @@ impl Simulate {
         let run = simulate::run(scenario, |row| {
             progress.set_position(row.ready.min(length).as_millis() as u64);
             progress.set_message(row.link.clone());
-        })?;
+        })
+        .with_context(|| self.scenario.display().to_string())?;
         progress.finish_and_clear();
         run.write(&self.out)?;
         let summary = run.summary();
@@ -88,7 +89,8 @@ impl Simulate {
         let points = simulate::sweep(scenario, sweep, |point| {
             progress.inc(1);
             progress.set_message(point.policy.to_string());
-        })?;
+        })
+        .with_context(|| self.scenario.display().to_string())?;
         progress.finish_and_clear();
         simulate::write_sweep(scenario, &points, &self.out)?;
         if self.json {

@@ -68,6 +68,22 @@ pub enum Error {
         /// What would mean something.
         expected: String,
     },
+    /// A text or a prompt is too short.
+    #[error("input: found a {what} of {found} tokens, expected at least {least}")]
+    Short {
+        /// What it is.
+        what: &'static str,
+        /// Tokens that it has.
+        found: usize,
+        /// Tokens that are needed.
+        least: usize,
+    },
+    /// It ended before the first token.
+    #[error(
+        "no token was made: expected a length beyond the deadline, for which a device waits for its server at the \
+         start, and a prompt that leaves room in the context"
+    )]
+    Nothing,
     /// A sweep's range is none.
     #[error("found `{found}`, expected cache= and shares such as cache=10%,25%,50%")]
     Sweep {

@@ -18,7 +18,7 @@ use crate::session::Session;
 /// speed, clock or entropy.
 ///
 /// # Errors
-/// A model that cannot be used, or a pack of another.
+/// A model that cannot be used, a pack of another, or no token to make.
 pub fn run(scenario: &Scenario, mut seen: impl FnMut(&Row) + Send) -> Result<Run> {
     scenario.network().run(|dial| async move {
         let mut life = Life::begin(scenario, dial).await?;
@@ -27,6 +27,9 @@ pub fn run(scenario: &Scenario, mut seen: impl FnMut(&Row) + Send) -> Result<Run
             let row = life.next(rows.len()).await?;
             seen(&row);
             rows.push(row);
+        }
+        if rows.is_empty() {
+            return Err(Error::Nothing);
         }
         let text = life.engine.tokenizer().decode(&life.session.tokens().collect::<Vec<_>>());
         let divergence = life.session.divergence();
@@ -72,9 +75,15 @@ impl Life<'_> {
         let text = match &scenario.input {
             Input::Prompt(prompt) => {
                 session.push_text(prompt)?;
+                at_least(1, "prompt", session.len())?;
                 None
             }
-            Input::Text(text) => Some(engine.tokenizer().encode(text, true, true)),
+            Input::Text(text) => {
+                let text = engine.tokenizer().encode(text, true, true);
+                // The first is predicted from nothing.
+                at_least(2, "text", text.len())?;
+                Some(text)
+            }
             Input::File(_) => unreachable!("a scenario that was read has its text"),
         };
         let full = full.session(SamplerConfig::greedy())?;
@@ -164,4 +173,8 @@ impl Life<'_> {
         self.full.advance().await?;
         Ok(())
     }
+}
+
+fn at_least(least: usize, what: &'static str, found: usize) -> Result<()> {
+    if found < least { Err(Error::Short { what, found, least }) } else { Ok(()) }
 }

@@ -23,7 +23,7 @@ pub struct Scenario {
     /// Of jitter, of loss and of the choice of tokens.
     #[serde(default)]
     pub seed: u64,
-    /// How long it goes on, in simulated time. It ends before where the text ends.
+    /// How long it goes on, in simulated time. It ends before where the text or the context ends.
     pub length: Time,
     /// What the device writes.
     pub input: Input,
@@ -180,6 +180,9 @@ impl Scenario {
         let refuse = |field: String, found: String, expected: &str| {
             Err(Error::Field { path: path.to_owned(), field, found, expected: expected.to_owned() })
         };
+        if self.length.0.is_zero() {
+            return refuse("length".to_owned(), "0s".to_owned(), "more");
+        }
         if self.links.contains_key(CUT) {
             return refuse(
                 format!("links.{CUT}"),
@@ -326,6 +329,7 @@ mod tests {
     fn what_is_wrong_is_named_with_its_file_and_its_field() {
         for (from, to, expected) in [
             ("length", "lenght", ["cut.toml", "lenght", "length"]),
+            ("10s", "0s", ["cut.toml", "length", "0s"]),
             ("\"2s\"", "\"2\"", ["cut.toml", "`2`", "120ms"]),
             ("2 Mbit/s", "2 Mbit", ["cut.toml", "`2 Mbit`", "800 kbit/s"]),
             ("25%", "25 apples", ["cut.toml", "25 apples", "expert_cache"]),
