@@ -170,17 +170,3 @@ fn a_link_without_bandwidth_is_refused() {
     let (success, _, stderr) = said(&mut outrigger(&["proxy", "--to", "x:1", "--bandwidth", "0"]));
     assert!(!success && stderr.contains("--bandwidth"), "{stderr}");
 }
-
-#[test]
-fn a_sweep_that_ends_before_it_scores_is_refused() {
-    let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
-    let text = std::fs::read_to_string(scenarios.join("train-tunnels.toml")).unwrap();
-    let text = text.replace("\"60s\"", "\"2s\"").replace("alice.txt", "text.txt");
-    let dir = tempfile::tempdir().unwrap();
-    let scenario = dir.path().join("short.toml");
-    std::fs::write(&scenario, text).unwrap();
-    std::fs::copy(scenarios.join("alice.txt"), dir.path().join("text.txt")).unwrap();
-    let mut sweep = outrigger(&["simulate", "--sweep", "cache=50%"]);
-    let (success, _, stderr) = said(sweep.arg(&scenario).arg("--out").arg(dir.path()));
-    assert!(!success && stderr.contains("short.toml: length: found the end after"), "{stderr}");
-}

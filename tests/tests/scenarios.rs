@@ -171,3 +171,15 @@ fn a_sweep_compares_policies_at_each_budget() {
         assert!(directory.path().join(file).metadata().expect("it was written").len() > 100);
     }
 }
+
+/// Neither the scenario's length nor the time that its device computes ends it before, and a longer text is cut.
+#[test]
+fn a_sweep_scores_the_whole_second_half_of_what_the_context_holds() {
+    let mut scenario = scenario("train-tunnels");
+    scenario.model = tiny_model("olmoe");
+    scenario.length.0 = Duration::from_secs(1);
+    let points = sweep(&scenario, &"cache=50%".parse().expect("a share"), |_| ());
+    for point in points.expect("it goes on") {
+        assert_eq!(point.tokens, 128 / 2, "{point:?}");
+    }
+}

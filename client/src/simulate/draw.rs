@@ -72,7 +72,7 @@ pub(super) fn sweep(title: &str, points: &[Point]) -> Figure {
     };
     Figure {
         title: format!("{title}: offline, by what is resident"),
-        subtitle: "The second half of the text, without a server; the first half was connected and warmed the cache".to_owned(),
+        subtitle: "The second half of what was read, without a server; the first half was connected and warmed the cache".to_owned(),
         x: Axis::new("experts on the device, % of their bytes"),
         panels: vec![
             panel("Perplexity, times the full model's", Axis::new("").log(), &|p| p.ppl_ratio),

@@ -93,17 +93,6 @@ pub enum Error {
     /// A sweep needs the same text at every point.
     #[error("input.prompt: a sweep compares one text, expected input.text or input.file")]
     NoText,
-    /// A sweep ends before what it scores begins.
-    #[error(
-        "length: found the end after {found} of the text's {text} tokens, expected more than half of them: \
-         a sweep scores the second half (the model's context ends it too)"
-    )]
-    Half {
-        /// Tokens that were reached.
-        found: usize,
-        /// Tokens that there are.
-        text: usize,
-    },
     /// The device's pack was made from another model.
     #[error(
         "{}: found another model's pack, expected one that was made from {}",

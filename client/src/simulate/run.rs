@@ -79,9 +79,10 @@ impl Life<'_> {
                 None
             }
             Input::Text(text) => {
-                let text = engine.tokenizer().encode(text, true, true);
-                // The first is predicted from nothing.
+                let mut text = engine.tokenizer().encode(text, true, true);
+                // Nothing predicts the first, and a full context predicts one more.
                 at_least(2, "text", text.len())?;
+                text.truncate(engine.context() + 1);
                 Some(text)
             }
             Input::File(_) => unreachable!("a scenario that was read has its text"),
@@ -90,9 +91,9 @@ impl Life<'_> {
         Ok(Life { scenario, engine, session, full, text, epoch })
     }
 
-    /// Tokens of the text; 0 where the model says what comes next.
+    /// Tokens of the text that are predicted; 0 where the model says what comes next.
     pub(super) fn text_len(&self) -> usize {
-        self.text.as_ref().map_or(0, Vec::len)
+        self.text.as_ref().map_or(0, |text| text.len() - 1)
     }
 
     /// Cuts the server off until the end.
