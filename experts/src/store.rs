@@ -73,13 +73,13 @@ impl ExpertStore {
         let sizes: Vec<u64> =
             model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).collect();
         let total: u64 = sizes.iter().map(|bytes| bytes * n_experts as u64).sum();
-        let budget = budget.bytes(total)?;
-        if model.is_pack() && budget < total {
-            let (what, found) = ("expert cache", Budget::Bytes(budget).to_string());
+        let bytes = budget.bytes(total)?;
+        if model.is_pack() && bytes < total {
+            let (what, found) = ("expert cache", budget.to_string());
             let expected = "100%: what a pack holds was decided when it was made";
             return Err(Error::Setting { what, found, expected });
         }
-        let mut cache = Cache::new(budget, &sizes, n_experts, n_used);
+        let mut cache = Cache::new(bytes, &sizes, n_experts, n_used);
         if elsewhere == Elsewhere::Absent || cache.budget() >= total {
             cache.fill();
         }

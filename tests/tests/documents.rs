@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use outrigger::simulate::{Scenario, run};
 use outrigger_tests::fixtures::repository;
 
 /// Every file below a directory.
@@ -44,4 +45,15 @@ fn every_test_that_faults_md_names_is_there() {
         names += 1;
     }
     assert!(names > 50, "{names} are named");
+}
+
+/// From the repository's root, as it stands.
+#[test]
+fn the_scenario_that_simulator_md_shows_happens() {
+    let text = std::fs::read_to_string(repository("docs/simulator.md")).expect("it is there");
+    let (_, shown) = text.split_once("```toml\n").expect("a scenario");
+    let (shown, _) = shown.split_once("```").expect("its end");
+    let scenario = Scenario::parse(shown, &repository("tunnel.toml")).expect("it is well formed");
+    let run = run(&scenario, |_| ()).expect("it goes on");
+    assert!(run.text.starts_with("Once upon a time") && run.rows.len() > 100, "{}", run.text);
 }

@@ -147,6 +147,10 @@ fn a_device_with_another_models_file_is_refused() {
     scenario.device.pack = Some(tiny_model("qwen3moe"));
     let error = run(&scenario, |_| ()).expect_err("it is another model").to_string();
     assert!(error.contains("qwen3moe") && error.contains("demo.gguf"), "{error}");
+    scenario.input = Input::Text("It was the best of times".to_owned());
+    let error = sweep(&scenario, &"cache=50%".parse().expect("a share"), |_| ());
+    let error = error.expect_err("it has no cache").to_string();
+    assert!(error.starts_with("device.pack: a sweep varies the expert cache"), "{error}");
 }
 
 #[test]

@@ -93,6 +93,9 @@ pub enum Error {
     /// A sweep needs the same text at every point.
     #[error("input.prompt: a sweep compares one text, expected input.text or input.file")]
     NoText,
+    /// A sweep needs a cache that it can vary.
+    #[error("device.pack: a sweep varies the expert cache, expected device.expert_cache instead")]
+    NoCache,
     /// The device's pack was made from another model.
     #[error(
         "{}: found another model's pack, expected one that was made from {}",

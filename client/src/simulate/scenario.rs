@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::medium::Conditions;
 use super::network::{Network, ServerEvent};
@@ -51,10 +51,10 @@ pub enum Input {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Device {
-    /// Memory for experts, `40%` or `2GiB`.
-    #[serde(deserialize_with = "parsed")]
-    pub expert_cache: Budget,
-    /// The pack that it runs instead of the model, relative to the scenario's file.
+    /// Memory for the model's experts, `40%` or `2GiB`.
+    #[serde(default, deserialize_with = "budget")]
+    pub expert_cache: Option<Budget>,
+    /// The pack that it runs instead of the model, relative to the scenario's file. All that it holds is in memory.
     pub pack: Option<PathBuf>,
     /// The pack whose approximations stand in for experts that can run nowhere, relative to the scenario's file.
     pub standins: Option<PathBuf>,
@@ -143,6 +143,10 @@ fn reroute() -> Policy {
     Policy::Reroute
 }
 
+fn budget<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Budget>, D::Error> {
+    parsed(deserializer).map(Some)
+}
+
 impl Scenario {
     /// Reads a scenario; the files that it names become relative to the working directory.
     ///
@@ -182,6 +186,13 @@ impl Scenario {
         };
         if self.length.0.is_zero() {
             return refuse("length".to_owned(), "0s".to_owned(), "more");
+        }
+        let Device { expert_cache, pack, .. } = &self.device;
+        if expert_cache.is_some() == pack.is_some() {
+            let found =
+                expert_cache.map_or("neither".to_owned(), |cache| format!("both ({cache})"));
+            let expected = "one of them: a pack's experts are all in memory";
+            return refuse("device.expert_cache, device.pack".to_owned(), found, expected);
         }
         if self.links.contains_key(CUT) {
             return refuse(
@@ -249,7 +260,7 @@ impl Scenario {
         let mut config = EngineConfig::new(self.device.pack.as_ref().unwrap_or(&self.model));
         config.standins.clone_from(&self.device.standins);
         config.servers = vec![Network::SERVER.to_owned()];
-        config.expert_cache = self.device.expert_cache;
+        config.expert_cache = self.device.expert_cache.unwrap_or(config.expert_cache);
         config.elsewhere = Elsewhere::Absent;
         config.policy = self.device.policy;
         config.deadline = self.device.deadline.0;
@@ -332,6 +343,12 @@ mod tests {
             ("10s", "0s", ["cut.toml", "length", "0s"]),
             ("\"2s\"", "\"2\"", ["cut.toml", "`2`", "120ms"]),
             ("2 Mbit/s", "2 Mbit", ["cut.toml", "`2 Mbit`", "800 kbit/s"]),
+            ("expert_cache = \"25%\",", "", ["cut.toml", "device.expert_cache", "neither"]),
+            (
+                "\"25%\"",
+                "\"25%\", pack = \"device.gguf\"",
+                ["device.expert_cache", "device.pack", "both (25%)"],
+            ),
             ("25%", "25 apples", ["cut.toml", "25 apples", "expert_cache"]),
             ("at = \"4s\"", "at = \"1s\"", ["cut.toml", "timeline[2].at", "2s"]),
             (

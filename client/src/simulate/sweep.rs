@@ -68,7 +68,7 @@ impl Sweep {
 /// which warms the cache, the second half offline, which is scored. `seen` is shown every point as it comes.
 ///
 /// # Errors
-/// A scenario without a text, or a model that cannot be used.
+/// A scenario without a text or with a pack, or a model that cannot be used.
 pub fn sweep(
     scenario: &Scenario,
     sweep: &Sweep,
@@ -76,6 +76,9 @@ pub fn sweep(
 ) -> Result<Vec<Point>> {
     if matches!(scenario.input, Input::Prompt(_)) {
         return Err(Error::NoText);
+    }
+    if scenario.device.pack.is_some() {
+        return Err(Error::NoCache);
     }
     let mut points = Vec::with_capacity(sweep.points());
     for policy in POLICIES {
@@ -119,7 +122,7 @@ pub fn write_sweep(scenario: &Scenario, points: &[Point], directory: &Path) -> R
 /// and the text is read to its end.
 fn calm(scenario: &Scenario, cache: Share, policy: Policy) -> Scenario {
     let mut calm = scenario.clone();
-    calm.device.expert_cache = Budget::Fraction(cache.0);
+    calm.device.expert_cache = Some(Budget::Fraction(cache.0));
     calm.device.policy = policy;
     calm.device.compute = Compute::default();
     calm.length = Time(Duration::MAX);
