@@ -181,6 +181,19 @@ mod tests {
     }
 
     #[test]
+    fn the_slowest_link_that_a_scenario_may_have_delivers() {
+        let day = Duration::from_secs(86_400);
+        let slow = Conditions { round_trip: day, jitter: day, up: Some(1.0), ..LINK };
+        let mut slowest = medium(vec![(ms(0), Some(slow))]);
+        for _ in 0..3 {
+            let arrived = slowest.deliver(Way::Up, day, 1 << 20);
+            assert!(arrived.is_some_and(|at| at > 2 * day), "{arrived:?}");
+        }
+        let mut lossy = medium(vec![(ms(0), Some(Conditions { loss: 1.0, ..slow }))]);
+        assert_eq!(lossy.deliver(Way::Up, day, 1 << 20), None);
+    }
+
+    #[test]
     fn a_link_may_be_cut_one_way() {
         let only = Some(Way::Up);
         let mut medium = medium(vec![(ms(0), Some(Conditions { only, ..LINK }))]);
