@@ -19,7 +19,7 @@ expert_cache = "40%"
 deadline = "300ms"
 compute = { pass = "60ms", row = "4ms" }
 
-[links.fields]
+[links."fields"]
 round_trip = "20ms"
 
 [[timeline]]
@@ -86,4 +86,16 @@ fn a_simulation_of_nothing_is_refused() {
         assert!(!success && stdout.is_empty(), "{expected}: {stdout}");
         assert!(stderr.starts_with(&format!("outrigger: tunnel.toml: {expected}")), "{stderr}");
     }
+}
+
+/// Neither a table's reader, nor a terminal, nor a picture's.
+#[test]
+fn names_command_nobody() {
+    let odd = directory(&[("A tunnel", r"A \u0007tunnel"), (r#""fields""#, r#""a,b\"c""#)]);
+    let (success, stdout, stderr) = simulate(&odd, &[]);
+    assert!(success && stdout.starts_with("A \\u{7}tunnel"), "{stdout}{stderr}");
+    let written = |name: &str| std::fs::read_to_string(odd.path().join("simulation").join(name));
+    let tokens = written("tokens.csv").unwrap();
+    assert!(tokens.lines().skip(1).all(|line| line.contains(r#","a,b""c","#)), "{tokens}");
+    assert!(written("timeline.svg").unwrap().contains(">A tunnel</text>"));
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use outrigger::simulate::{self, Scenario, Summary, Sweep};
 use serde_json::json;
 
-use super::view::{bar, line, size, table};
+use super::view::{bar, line, printable, size, table};
 
 /// Simulate a device on a bad network: links, cuts and servers as a scenario says, in virtual time
 #[derive(Debug, Args)]
@@ -49,7 +49,7 @@ impl Simulate {
         let progress = bar(length.as_millis() as u64, "simulated ms");
         let run = simulate::run(scenario, |row| {
             progress.set_position(row.ready.min(length).as_millis() as u64);
-            progress.set_message(row.link.clone());
+            progress.set_message(printable(&row.link));
         })
         .with_context(|| self.scenario.display().to_string())?;
         progress.finish_and_clear();
@@ -57,7 +57,7 @@ impl Simulate {
         let summary = run.summary();
         match self.json {
             true => line(json!(summary))?,
-            false => line(self.text(&summary))?,
+            false => line(printable(&self.text(&summary)))?,
         }
         Ok(())
     }

@@ -178,8 +178,10 @@ impl Frame<'_> {
 
 impl Scene {
     fn text(&mut self, x: f32, y: f32, size: f32, anchor: Anchor, colour: Colour, text: &str) {
+        // What no font shows, and XML does not allow.
+        let shown = |c: &char| !c.is_control() && !matches!(c, '\u{fffe}' | '\u{ffff}');
+        let text: String = text.chars().filter(shown).collect();
         if !text.is_empty() {
-            let text = text.to_owned();
             self.shapes.push(Shape::Text { x, y, size, anchor, colour, text });
         }
     }

@@ -249,6 +249,13 @@ mod tests {
     }
 
     #[test]
+    fn text_that_xml_does_not_allow_is_left_out() {
+        let title = "a\u{7}b\u{1b}[2J\u{ffff}c\nd".to_owned();
+        let figure = Figure { title, panels: vec![Panel::default()], ..Figure::default() };
+        assert!(figure.svg().contains(">ab[2Jcd</text>"), "{}", figure.svg());
+    }
+
+    #[test]
     fn a_figure_of_nothing_is_drawn() {
         let figure = Figure { panels: vec![Panel::default()], ..Figure::default() };
         assert!(figure.svg().ends_with("</svg>\n"));

@@ -181,7 +181,7 @@ const COLUMNS: [Column; 23] = [
     ("asked_s", |row| seconds(row.asked)),
     ("waited_s", |row| seconds(row.waited)),
     ("ready_s", |row| seconds(row.ready)),
-    ("link", |row| row.link.clone()),
+    ("link", |row| quoted(&row.link)),
     ("rows", |row| row.rows.to_string()),
     ("computed", |row| row.computed.to_string()),
     ("settled", |row| row.settled.to_string()),
@@ -200,6 +200,14 @@ const COLUMNS: [Column; 23] = [
     ("kl", |row| decimal(row.distance.kl)),
     ("acceptance", |row| decimal(row.distance.acceptance)),
 ];
+
+/// A text as a cell, after RFC 4180.
+fn quoted(text: &str) -> String {
+    match text.contains([',', '"', '\r', '\n']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
 
 fn seconds(time: Duration) -> String {
     format!("{:.4}", time.as_secs_f64())
