@@ -41,12 +41,20 @@ fn directory(changes: &[(&str, &str)]) -> TempDir {
     directory
 }
 
-/// Simulates what is in `directory`: whether it went well, and what it said where.
-fn simulate(directory: &TempDir, args: &[&str]) -> (bool, String, String) {
+fn command(directory: &TempDir, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
     command.env_remove("RUST_LOG").env_remove("OUTRIGGER_MODEL").current_dir(directory);
-    let Output { status, stdout, stderr } =
-        command.args(["simulate", "tunnel.toml"]).args(args).output().unwrap();
+    command.args(["simulate", "tunnel.toml"]).args(args);
+    command
+}
+
+/// Simulates what is in `directory`: whether it went well, and what it said where.
+fn simulate(directory: &TempDir, args: &[&str]) -> (bool, String, String) {
+    said(&mut command(directory, args))
+}
+
+fn said(command: &mut Command) -> (bool, String, String) {
+    let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.success(), text(stdout), text(stderr))
 }
@@ -98,4 +106,34 @@ fn names_command_nobody() {
     let tokens = written("tokens.csv").unwrap();
     assert!(tokens.lines().skip(1).all(|line| line.contains(r#","a,b""c","#)), "{tokens}");
     assert!(written("timeline.svg").unwrap().contains(">A tunnel</text>"));
+}
+
+/// Whether the scenario named it, the command line or a variable that was set long ago.
+#[test]
+fn the_model_that_is_used_is_named() {
+    let dir = directory(&[("prompt", "text")]);
+    std::fs::rename(dir.path().join("demo.gguf"), dir.path().join("other.gguf")).unwrap();
+    let (success, _, stderr) = simulate(&dir, &[]);
+    assert!(
+        !success && stderr.contains("tunnel.toml: ") && stderr.contains("demo.gguf"),
+        "{stderr}"
+    );
+
+    let variable =
+        |value: &str, args: &[&str]| said(command(&dir, args).env("OUTRIGGER_MODEL", value));
+    let (success, stdout, stderr) = variable("other.gguf", &[]);
+    assert!(success && stdout.starts_with("A tunnel, other.gguf: "), "{stdout}{stderr}");
+    let summary = std::fs::read_to_string(dir.path().join("simulation/summary.json")).unwrap();
+    assert_eq!(json(&summary)["model"], "other.gguf");
+    let (_, stdout, _) = variable("", &["-m", "other.gguf", "--sweep", "cache=50%"]);
+    assert!(stdout.starts_with("A tunnel, other.gguf\n"), "{stdout}");
+    let (_, stdout, _) = variable("other.gguf", &["--sweep", "cache=50%", "--json"]);
+    assert_eq!(json(&stdout)["model"], "other.gguf");
+
+    std::fs::write(dir.path().join("none.gguf"), "").unwrap();
+    let (_, _, stderr) = variable("none.gguf", &[]);
+    let expected = "outrigger: tunnel.toml with the model of OUTRIGGER_MODEL: ";
+    assert!(stderr.starts_with(expected) && stderr.contains("none.gguf"), "{stderr}");
+    let (_, _, stderr) = variable("other.gguf", &["-m", "none.gguf"]);
+    assert!(stderr.starts_with("outrigger: tunnel.toml with the model of --model: "), "{stderr}");
 }

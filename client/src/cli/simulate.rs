@@ -1,12 +1,13 @@
 //! `outrigger simulate`: a bad day for the network, in virtual time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::simulate::{self, Scenario, Summary, Sweep};
 use serde_json::json;
 
+use super::args::from_env;
 use super::view::{bar, line, printable, size, table};
 
 /// Simulate a device on a bad network: links, cuts and servers as a scenario says, in virtual time
@@ -51,7 +52,7 @@ impl Simulate {
             progress.set_position(row.ready.min(length).as_millis() as u64);
             progress.set_message(printable(&row.link));
         })
-        .with_context(|| self.scenario.display().to_string())?;
+        .with_context(|| self.subject())?;
         progress.finish_and_clear();
         run.write(&self.out)?;
         let summary = run.summary();
@@ -62,8 +63,20 @@ impl Simulate {
         Ok(())
     }
 
+    /// What an error is about: the scenario, and who replaced its model.
+    fn subject(&self) -> String {
+        let scenario = self.scenario.display();
+        match (&self.model, from_env("OUTRIGGER_MODEL")) {
+            (None, _) => scenario.to_string(),
+            (Some(model), Some(variable)) if *model == Path::new(&variable) => {
+                format!("{scenario} with the model of OUTRIGGER_MODEL")
+            }
+            (Some(_), _) => format!("{scenario} with the model of --model"),
+        }
+    }
+
     fn text(&self, summary: &Summary) -> String {
-        let Summary { title, tokens, seconds, provisional, unsettled, tally, .. } = summary;
+        let Summary { title, model, tokens, seconds, provisional, unsettled, tally, .. } = summary;
         let quality = match summary.ppl.zip(summary.ppl_ratio) {
             Some((ppl, ratio)) => format!("perplexity {ppl:.3}, {ratio:.3} times the full model's"),
             None => format!(
@@ -72,7 +85,7 @@ impl Simulate {
             ),
         };
         format!(
-            "{title}: {tokens} tokens in {seconds:.1} simulated s; {provisional} provisional when said, \
+            "{title}, {model}: {tokens} tokens in {seconds:.1} simulated s; {provisional} provisional when said, \
              {unsettled} at the end\n\
              {quality}; coverage {:.3}; longest wait {:.0} ms; {} up, {} down\n\
              {}: tokens.csv, summary.json, timeline.svg, timeline.png",
@@ -90,11 +103,12 @@ impl Simulate {
             progress.inc(1);
             progress.set_message(point.policy.to_string());
         })
-        .with_context(|| self.scenario.display().to_string())?;
+        .with_context(|| self.subject())?;
         progress.finish_and_clear();
         simulate::write_sweep(scenario, &points, &self.out)?;
+        let model = scenario.model.display().to_string();
         if self.json {
-            return Ok(line(json!({ "points": points }))?);
+            return Ok(line(json!({ "model": model, "points": points }))?);
         }
         let header = ["policy", "resident", "ppl ratio", "acceptance", "KL", "coverage"];
         let mut rows = vec![header.map(String::from).to_vec()];
@@ -108,7 +122,8 @@ impl Simulate {
                 format!("{:.3}", point.coverage),
             ]
         }));
-        line(format!("{}{}: sweep.csv, sweep.svg, sweep.png", table(&rows), self.out.display()))?;
-        Ok(())
+        let (title, table, out) = (&scenario.title, table(&rows), self.out.display());
+        let text = format!("{title}, {model}\n{table}{out}: sweep.csv, sweep.svg, sweep.png");
+        Ok(line(printable(&text))?)
     }
 }

@@ -65,6 +65,8 @@ pub struct Run {
 pub struct Summary {
     /// The scenario's title.
     pub title: String,
+    /// The model's file, whoever named it.
+    pub model: String,
     /// The scenario's seed.
     pub seed: u64,
     /// Tokens.
@@ -122,6 +124,7 @@ impl Run {
         let longest = rows.iter().map(|row| row.waited).max().unwrap_or_default();
         Summary {
             title: self.scenario.title.clone(),
+            model: self.scenario.model.display().to_string(),
             seed: self.scenario.seed,
             tokens: rows.len(),
             seconds: rows.last().map_or(0.0, |row| row.ready.as_secs_f64()),
