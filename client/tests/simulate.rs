@@ -137,3 +137,18 @@ fn the_model_that_is_used_is_named() {
     let (_, _, stderr) = variable("other.gguf", &["-m", "none.gguf"]);
     assert!(stderr.starts_with("outrigger: tunnel.toml with the model of --model: "), "{stderr}");
 }
+
+/// The model is not there: it would be missed first if anything was computed before.
+#[test]
+fn a_place_that_takes_no_files_is_refused_before_anything_is_computed() {
+    let dir = directory(&[("demo.gguf", "none.gguf")]);
+    let mut places = vec!["tunnel.toml", "tunnel.toml/below"];
+    if cfg!(target_os = "linux") {
+        places.extend(["/proc", "/proc/below"]);
+    }
+    for place in places {
+        let (success, _, stderr) = simulate(&dir, &["--out", place]);
+        let expected = format!("outrigger: {place}: cannot write: ");
+        assert!(!success && stderr.starts_with(&expected), "{stderr}");
+    }
+}

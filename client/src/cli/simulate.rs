@@ -39,6 +39,7 @@ impl Simulate {
             scenario.model.clone_from(model);
         }
         scenario.seed = self.seed.unwrap_or(scenario.seed);
+        simulate::prepare(&self.out)?;
         match &self.sweep {
             None => self.run_once(&scenario),
             Some(sweep) => self.run_sweep(&scenario, sweep),

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 pub use medium::{Conditions, Timeline, Way};
 pub use network::{Network, ServerEvent};
-pub use report::{Row, Run, Summary};
+pub use report::{Row, Run, Summary, prepare};
 pub use run::run;
 pub use scenario::{CUT, Compute, Device, Event, Input, Link, Scenario, ServerChange};
 pub use sweep::{Point, Sweep, sweep, write_sweep};
@@ -40,10 +40,10 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A file cannot be written.
+    /// A file or a directory cannot be written.
     #[error("{}: cannot write", path.display())]
     Write {
-        /// The file.
+        /// The file or the directory.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,

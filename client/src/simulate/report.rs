@@ -167,6 +167,18 @@ impl Run {
     }
 }
 
+/// Makes a directory for what is to be written, and sees that it takes files: before a simulation rather than after it.
+///
+/// # Errors
+/// A directory that cannot be made or written to.
+pub fn prepare(directory: &Path) -> Result<()> {
+    let probe = directory.join(format!(".outrigger-{}", std::process::id()));
+    std::fs::create_dir_all(directory)
+        .and_then(|()| std::fs::File::create_new(&probe))
+        .and_then(|_| std::fs::remove_file(&probe))
+        .map_err(|source| Error::Write { path: directory.to_owned(), source })
+}
+
 /// Writes a file, and the directories above it where there are none.
 pub(super) fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = directory.join(name);
