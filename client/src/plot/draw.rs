@@ -8,6 +8,8 @@ const WIDTH: f32 = 1080.0;
 const LEFT: f32 = 70.0;
 /// The legends' column.
 const RIGHT: f32 = 190.0;
+/// What stays free of text on the right.
+const EDGE: f32 = 8.0;
 const TOP: f32 = 52.0;
 const SUBTITLE: f32 = 20.0;
 const BANDS: f32 = 30.0;
@@ -57,20 +59,24 @@ pub(super) fn scene(figure: &Figure) -> Scene {
 
 /// Dashed lines through all panels, named above the first.
 fn draw_marks(figure: &Figure, x_range: (f64, f64), top: f32, plot: f32, scene: &mut Scene) {
-    let mut free = LEFT;
+    let mut names: Vec<(f32, String)> = Vec::new();
     for mark in &figure.marks {
         let x = place_x(&figure.x, x_range, mark.at);
-        let width = font::width(&mark.label, SMALL);
-        // A name without room around its line begins at it; without any room it is left out.
-        let start = if x - width / 2.0 >= free { x - width / 2.0 } else { x };
-        if start >= free {
-            scene.text(start, top + 4.0, SMALL, Anchor::Start, INK, &mark.label);
-            free = start + width + 6.0;
+        let free = names.last().map_or(LEFT, |(at, name)| at + font::width(name, SMALL) + 6.0);
+        // A name without room around its line begins at it; without any room it joins the one before.
+        let centred = x - font::width(&mark.label, SMALL) / 2.0;
+        let start = if centred >= free { centred } else { x };
+        match names.last_mut() {
+            Some((_, name)) if start < free => *name += &format!(", {}", mark.label),
+            _ => names.push((start, mark.label.clone())),
         }
         for index in 0..figure.panels.len() {
             let y = top + HEAD + index as f32 * (HEAD + plot);
             scene.line(vec![(x, y), (x, y + plot)], 1.2, INK, true);
         }
+    }
+    for (at, name) in names {
+        scene.text(at, top + 4.0, SMALL, Anchor::Start, INK, &name);
     }
 }
 
@@ -181,6 +187,10 @@ impl Scene {
         // What no font shows, and XML does not allow.
         let shown = |c: &char| !c.is_control() && !matches!(c, '\u{fffe}' | '\u{ffff}');
         let text: String = text.chars().filter(shown).collect();
+        let text = match anchor {
+            Anchor::Start => font::fit(&text, size, self.width - EDGE - x),
+            Anchor::Middle | Anchor::End => text,
+        };
         if !text.is_empty() {
             self.shapes.push(Shape::Text { x, y, size, anchor, colour, text });
         }
@@ -192,20 +202,23 @@ impl Scene {
 
     /// A swatch and a name for each kind of band, in the order in which they come.
     fn band_legend(&mut self, bands: &[Band], y: f32) {
-        let mut x = LEFT;
-        let mut named: Vec<&str> = Vec::new();
+        let mut kinds: Vec<&Band> = Vec::new();
         for band in bands {
-            if named.contains(&band.label.as_str()) {
-                continue;
+            if !kinds.iter().any(|kind| kind.label == band.label) {
+                kinds.push(band);
             }
-            named.push(&band.label);
+        }
+        let share = (self.width - LEFT) / kinds.len() as f32;
+        let mut x = LEFT;
+        for band in kinds {
             let (top, width, height) = (y - 12.0, 22.0, 14.0);
             self.shapes.push(Shape::Rect { x, y: top, width, height, fill: band.shade });
             let corners = [(0.0, 0.0), (width, 0.0), (width, height), (0.0, height), (0.0, 0.0)];
             let outline = corners.map(|(dx, dy)| (x + dx, top + dy)).to_vec();
             self.line(outline, 0.8, FRAME, false);
-            self.text(x + 30.0, y, SMALL, Anchor::Start, INK, &band.label);
-            x += 30.0 + font::width(&band.label, SMALL) + 24.0;
+            let name = font::fit(&band.label, SMALL, share - 54.0);
+            self.text(x + 30.0, y, SMALL, Anchor::Start, INK, &name);
+            x += 54.0 + font::width(&name, SMALL);
         }
     }
 }

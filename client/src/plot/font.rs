@@ -22,6 +22,19 @@ pub(super) fn width(text: &str, size: f32) -> f32 {
     text.chars().map(|letter| advance(glyph(letter), size)).sum()
 }
 
+/// As much of a text as a width has room for; where that is not all, an ellipsis says so.
+pub(super) fn fit(text: &str, size: f32, room: f32) -> String {
+    if width(text, size) <= room {
+        return text.to_owned();
+    }
+    let mut room = room - width("…", size);
+    let fits = |letter: &char| {
+        room -= advance(glyph(*letter), size);
+        room >= 0.0
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
+}
+
 /// A text's outlines, its baseline beginning at (`x`, `y`), y downwards.
 pub(super) fn outline(text: &str, size: f32, mut x: f32, y: f32) -> PathBuilder {
     let mut path = PathBuilder::new();
@@ -70,5 +83,19 @@ impl OutlineBuilder for Pen<'_> {
 
     fn close(&mut self) {
         self.path.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_to_its_room() {
+        assert_eq!(fit("a train", 10.0, width("a train", 10.0)), "a train");
+        let cut = fit("a train", 10.0, width("a train", 10.0) - 0.1);
+        assert!(cut.starts_with("a tr") && cut.ends_with('…'), "{cut}");
+        assert!(width(&cut, 10.0) < width("a train", 10.0));
+        assert_ne!(glyph('…'), GlyphId(0), "the font has an ellipsis");
     }
 }

@@ -256,6 +256,36 @@ mod tests {
     }
 
     #[test]
+    fn a_title_without_room_ends_in_an_ellipsis() {
+        let long = Figure { title: "long ".repeat(60) + "end", ..Figure::default() };
+        assert!(long.svg().contains("…</text>") && !long.svg().contains("end</text>"));
+        let short = Figure { title: "long ".repeat(6) + "end", ..Figure::default() };
+        assert!(short.svg().contains("long end</text>"));
+    }
+
+    #[test]
+    fn the_names_of_many_bands_share_the_line() {
+        let label = |n: u32| format!("a name that is quite long, {n}");
+        let band =
+            |n: u32| Band { from: n.into(), to: (n + 1).into(), label: label(n), shade: SKY };
+        let figure = Figure { bands: (0..12).map(band).collect(), ..Figure::default() };
+        let svg = figure.svg();
+        let places = svg.split(" x=\"").skip(1).filter_map(|rest| rest.split_once('"'));
+        let places: Vec<f32> = places.map(|(x, _)| x.parse().expect("a number")).collect();
+        assert!(places.len() == 24 && places.iter().all(|x| *x < 1080.0), "{places:?}");
+    }
+
+    #[test]
+    fn marks_without_room_for_two_names_share_one() {
+        let mark = |at, label: &str| Mark { at, label: label.to_owned() };
+        let marks = vec![mark(0.5, "dies"), mark(0.51, "starts"), mark(0.9, "stops")];
+        let figure = Figure { marks, panels: vec![Panel::default()], ..Figure::default() };
+        for name in [">dies, starts</text>", ">stops</text>"] {
+            assert!(figure.svg().contains(name), "{name}: {}", figure.svg());
+        }
+    }
+
+    #[test]
     fn a_figure_of_nothing_is_drawn() {
         let figure = Figure { panels: vec![Panel::default()], ..Figure::default() };
         assert!(figure.svg().ends_with("</svg>\n"));
