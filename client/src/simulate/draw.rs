@@ -9,12 +9,17 @@ use crate::plot::{
 };
 
 /// Shades of the links, in the order in which the timeline names them.
-const SHADES: [Colour; 5] = [
+const SHADES: [Colour; 10] = [
     Colour::new(0xffffff),
     Colour::new(0xeaf1f6),
     Colour::new(0xf3efe2),
     Colour::new(0xe9f3ec),
     Colour::new(0xf3eaf2),
+    Colour::new(0xfbe0d6),
+    Colour::new(0xc9def0),
+    Colour::new(0xeadfae),
+    Colour::new(0xc6e6d2),
+    Colour::new(0xe6cbe4),
 ];
 const CUT_SHADE: Colour = Colour::new(0xd9d9d9);
 /// Tokens over which the running means go.
@@ -73,7 +78,7 @@ pub(super) fn sweep(title: &str, points: &[Point]) -> Figure {
     Figure {
         title: format!("{title}: offline, by what is resident"),
         subtitle: "The second half of what was read, without a server; the first half was connected and warmed the cache".to_owned(),
-        x: Axis::new("experts on the device, % of their bytes"),
+        x: Axis::new("experts on the device, % of their bytes").from(0.0).to(100.0),
         panels: vec![
             panel("Perplexity, times the full model's", Axis::new("").log(), &|p| p.ppl_ratio),
             panel("Expected acceptance", Axis::new("").from(0.0).to(1.0), &|p| p.acceptance),
@@ -255,4 +260,48 @@ fn calls(rows: &[Row]) -> Panel {
 /// Missing calls in whose place another expert ran.
 fn replaced(row: &Row) -> u64 {
     row.tally.substituted.min(row.tally.missing - row.tally.standin)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::simulate::Scenario;
+
+    use super::*;
+
+    #[test]
+    fn ten_links_have_ten_shades() {
+        let mut text = "title = ''\nmodel = ''\nlength = '10s'\ninput.prompt = 'a'\n\
+                        device = { expert_cache = '40%', deadline = '1s' }\n"
+            .to_owned();
+        for n in 0..10 {
+            text += &format!("[links.l{n}]\nround_trip = '1ms'\n");
+            text += &format!("[[timeline]]\nat = '{n}s'\nlink = 'l{n}'\n");
+        }
+        text += "[[timeline]]\nat = '10s'\nlink = 'cut'\n";
+        let scenario = Scenario::parse(&text, Path::new("ten.toml")).expect("it is well formed");
+        let run = Run { scenario, rows: Vec::new(), text: String::new(), divergence: None };
+        let shades: Vec<_> = bands(&run, 11.0).into_iter().map(|band| band.shade).collect();
+        assert_eq!(shades.len(), 11);
+        for (n, shade) in shades.iter().enumerate() {
+            assert!(!shades[..n].contains(shade), "{n}: {shade:?}");
+        }
+    }
+
+    #[test]
+    fn a_sweep_of_one_size_has_the_axis_of_all() {
+        let (policy, cache) = (Policy::Reroute, 0.5);
+        let point = Point {
+            policy,
+            cache,
+            tokens: 1,
+            ppl_ratio: 1.1,
+            kl: 0.1,
+            acceptance: 0.9,
+            coverage: 0.9,
+        };
+        let x = sweep("A tunnel", &[point]).x;
+        assert_eq!((x.low, x.high), (Some(0.0), Some(100.0)));
+    }
 }
