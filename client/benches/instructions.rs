@@ -64,15 +64,7 @@ fn product(ty: GgmlType, n: usize) {
 /// The router's part of a layer: 8 rows to 8 of 128 experts each, half of which are on one of two servers.
 fn layer() {
     let (rows, n_experts, width) = (8, 128, 2048);
-    let gate = Gate {
-        scoring: Scoring::Softmax,
-        n_experts,
-        top_k: 8,
-        normalise: true,
-        scale: 1.0,
-        groups: None,
-        bias: None,
-    };
+    let gate = Gate { scoring: Scoring::Softmax, n_experts, top_k: 8, normalise: true, scale: 1.0 };
     let logits = noise(rows * n_experts);
     let residency: Vec<_> =
         (0..n_experts).map(|e| [Residency::Hot, Residency::Absent][e % 2]).collect();

@@ -8,7 +8,7 @@ use outrigger_experts::{
     Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
     Tensor, matmul, memory_limit,
 };
-use outrigger_router::{Gate, Group, Groups, Residency, Scoring};
+use outrigger_router::{Gate, Group, Residency, Scoring};
 
 use crate::config::{Elsewhere, EngineConfig, OnMiss, Reply};
 use crate::error::{Error, Result};
@@ -243,8 +243,5 @@ fn gate(spec: &ModelSpec) -> Gate {
         top_k: spec.n_used,
         normalise: spec.norm_weights,
         scale: spec.weights_scale,
-        groups: (spec.n_groups > 1)
-            .then_some(Groups { count: spec.n_groups, used: spec.n_groups_used }),
-        bias: None,
     }
 }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gate::{Keys, MIN_WEIGHT_SUM, top_k};
+use crate::gate::{MIN_WEIGHT_SUM, top_k};
 use crate::placement::group_calls;
 use crate::{Error, Gate, Group, Result, Routing};
 
@@ -69,7 +69,6 @@ pub fn repair(
     }
 
     let mut extra = Vec::new();
-    let mut keys = Keys::default();
     for (row, lost) in lost_by_row(missing, routing.rows()) {
         let routed: Vec<u16> = routing.row(row).map(|(expert, _)| expert).collect();
         let survivors: Vec<u16> = routed.iter().copied().filter(|e| !lost.contains(e)).collect();
@@ -81,7 +80,7 @@ pub fn repair(
             Policy::Reroute => {
                 let candidate =
                     |e: usize| available.get(e) == Some(&true) && !survivors.contains(&(e as u16));
-                best(gate.keys(scores, &mut keys), candidate, routing.k - survivors.len())
+                best(scores, candidate, routing.k - survivors.len())
             }
             _ => Vec::new(),
         };
@@ -119,18 +118,18 @@ fn lost_by_row(missing: &[Group], rows: usize) -> BTreeMap<usize, Vec<u16>> {
     lost
 }
 
-/// The `room` candidates with the greatest keys: what a masked top-k adds to the survivors.
+/// The `room` candidates with the greatest scores: what a masked top-k adds to the survivors.
 ///
 /// Every survivor is in the masked top-k, so only the rest of it is to be found: fewer than `k`
-/// experts come before a survivor in the order of keys (and ids), or it would not have been
-/// selected, and masking takes experts out of that order but puts none in. Experts of groups that
-/// do not take part have no finite key: the gate would not choose them either.
-fn best(keys: &[f32], candidate: impl Fn(usize) -> bool, room: usize) -> Vec<u16> {
-    let able = |&e: &usize| candidate(e) && keys[e] > f32::NEG_INFINITY;
-    let ids: Vec<u16> = (0..keys.len()).filter(able).map(|e| e as u16).collect();
-    let their_keys: Vec<f32> = ids.iter().map(|&e| keys[usize::from(e)]).collect();
+/// experts come before a survivor in the order of scores (and ids), or it would not have been
+/// selected, and masking takes experts out of that order but puts none in. One whose score is minus
+/// infinity would run for a weight of 0.
+fn best(scores: &[f32], candidate: impl Fn(usize) -> bool, room: usize) -> Vec<u16> {
+    let able = |&e: &usize| candidate(e) && scores[e] > f32::NEG_INFINITY;
+    let ids: Vec<u16> = (0..scores.len()).filter(able).map(|e| e as u16).collect();
+    let their_scores: Vec<f32> = ids.iter().map(|&e| scores[usize::from(e)]).collect();
     let mut chosen = vec![0; room.min(ids.len())];
-    top_k(&their_keys, &mut chosen);
+    top_k(&their_scores, &mut chosen);
     chosen.into_iter().map(|at| ids[usize::from(at)]).collect()
 }
 

@@ -1,8 +1,7 @@
 //! The gate: router logits to the experts of a row and their weights.
 //!
-//! The order of operations is llama.cpp's (`src/llama-graph.cpp`, `build_moe_ffn`): score, add the
-//! selection bias, mask groups, take the top k, weigh by the *unbiased* scores, softmax over the
-//! selected (where that is the model's rule), normalise, scale.
+//! The order of operations is llama.cpp's (`src/llama-graph.cpp`, `build_moe_ffn`): score, take the
+//! top k, softmax over the selected (where that is the model's rule), normalise, scale.
 
 use crate::{Error, Prior, Result};
 
@@ -22,10 +21,6 @@ pub struct Gate {
     pub normalise: bool,
     /// Factor on every weight, after normalising.
     pub scale: f32,
-    /// Group-limited selection, where the model has it.
-    pub groups: Option<Groups>,
-    /// Added to the scores for selection only, `[n_experts]` (DeepSeek-V3's `exp_probs_b`).
-    pub bias: Option<Vec<f32>>,
 }
 
 /// How logits become scores.
@@ -37,15 +32,6 @@ pub enum Scoring {
     Sigmoid,
     /// Logits select; a softmax over the selected ones weighs.
     SoftmaxAfterTopK,
-}
-
-/// Group-limited selection: only the best groups of consecutive experts take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Groups {
-    /// Groups a layer, each of `n_experts / count` consecutive experts.
-    pub count: usize,
-    /// Groups that take part, for each row.
-    pub used: usize,
 }
 
 /// What the gate chose for each row.
@@ -63,7 +49,7 @@ pub struct Routing {
     pub own: Vec<bool>,
     /// `[rows]`, what the model's own choice weighs, on the scale of `weights`.
     pub mass: Vec<f64>,
-    /// `[rows, n_experts]`, what the weights derive from: scores without selection bias.
+    /// `[rows, n_experts]`, what selection compares and the weights derive from.
     pub scores: Vec<f32>,
 }
 
@@ -81,26 +67,6 @@ impl Gate {
         }
         if !(self.scale.is_finite() && self.scale > 0.0) {
             return refuse("scale", self.scale.to_string(), "a positive number".into());
-        }
-        if let Some(Groups { count, used }) = self.groups {
-            if count == 0 || !n.is_multiple_of(count) {
-                return refuse("groups.count", count.to_string(), format!("a divisor of {n}"));
-            }
-            if !(1..=count).contains(&used) {
-                return refuse("groups.used", used.to_string(), format!("1 to {count}"));
-            }
-            if used * (n / count) < self.top_k {
-                let expected = format!("enough groups of {} for top_k {}", n / count, self.top_k);
-                return refuse("groups.used", used.to_string(), expected);
-            }
-        }
-        if let Some(bias) = &self.bias {
-            if bias.len() != n {
-                return refuse("bias", format!("{} values", bias.len()), format!("{n} values"));
-            }
-            if let Some(bad) = bias.iter().find(|b| !b.is_finite()) {
-                return refuse("bias", bad.to_string(), "finite numbers".into());
-            }
         }
         Ok(())
     }
@@ -121,8 +87,7 @@ impl Gate {
 
     /// [`route`](Gate::route) into buffers that are used again, with a prior if there is one.
     ///
-    /// A prior's strength is measured in the row's logits or, where the model has a selection bias,
-    /// in the keys that selection compares. A strength that is not above 0 is no prior.
+    /// A strength that is not above 0 is no prior.
     ///
     /// # Panics
     /// As [`route`](Gate::route).
@@ -131,7 +96,6 @@ impl Gate {
         assert_eq!(logits.len() % n, 0, "logits are whole rows of {n}");
         out.clear(n, k, logits.len() / n);
         let prior = prior.filter(|prior| prior.strength > 0.0);
-        let mut room = Keys::default();
         let mut own = vec![0; k];
         for (row, logits) in logits.chunks_exact(n).enumerate() {
             let scores = &mut out.scores[row * n..(row + 1) * n];
@@ -140,12 +104,10 @@ impl Gate {
                 *score = finite_or_lowest(logit);
             }
             self.score(scores);
-            let keys = self.keys(scores, &mut room);
-            top_k(keys, experts);
+            top_k(scores, experts);
             own.copy_from_slice(experts);
             if let Some(prior) = prior {
-                let values = if self.bias.is_some() { keys } else { logits };
-                prior.favour(values, |e| keys[e] > f32::NEG_INFINITY, experts);
+                prior.favour(logits, experts);
             }
             let weight = self.weigh(scores, experts);
             out.weights.extend(experts.iter().map(|&e| weight(e)));
@@ -186,22 +148,6 @@ impl Gate {
     pub(crate) fn unit(scores: &[f32], experts: &[u16]) -> f64 {
         let largest = |m: f32, &e: &u16| m.max(scores[usize::from(e)]);
         f64::from(experts.iter().fold(f32::NEG_INFINITY, largest))
-    }
-
-    /// What selection compares: biased scores, minus infinity in groups that do not take part.
-    pub(crate) fn keys<'a>(&self, scores: &'a [f32], room: &'a mut Keys) -> &'a [f32] {
-        if self.bias.is_none() && self.groups.is_none() {
-            return scores;
-        }
-        room.keys.clear();
-        match &self.bias {
-            Some(bias) => room.keys.extend(scores.iter().zip(bias).map(|(s, b)| s + b)),
-            None => room.keys.extend_from_slice(scores),
-        }
-        if let Some(groups) = self.groups {
-            mask_groups(groups, room);
-        }
-        &room.keys
     }
 
     /// Logits to scores, in place.
@@ -262,63 +208,29 @@ impl Routing {
     }
 }
 
-/// Buffers for [`Gate::keys`], used again from row to row.
-#[derive(Default)]
-pub(crate) struct Keys {
-    keys: Vec<f32>,
-    group_scores: Vec<f32>,
-    kept: Vec<u16>,
-}
-
-/// Writes the ids of the `out.len()` greatest keys, greatest first, equal ones by lower id.
+/// Writes the ids of the `out.len()` greatest scores, greatest first, equal ones by lower id.
 ///
 /// One pass with insertion: for the few out of many that gates select, all but the first
 /// candidates cost one comparison.
-pub(crate) fn top_k(keys: &[f32], out: &mut [u16]) {
+pub(crate) fn top_k(scores: &[f32], out: &mut [u16]) {
     let mut found = 0;
-    for (id, &key) in keys.iter().enumerate() {
+    for (id, &score) in scores.iter().enumerate() {
         if found == out.len() {
             match out.last() {
-                Some(&last) if key > keys[usize::from(last)] => {}
+                Some(&last) if score > scores[usize::from(last)] => {}
                 _ => continue,
             }
         } else {
             found += 1;
         }
         let mut at = found - 1;
-        while at > 0 && key > keys[usize::from(out[at - 1])] {
+        while at > 0 && score > scores[usize::from(out[at - 1])] {
             out[at] = out[at - 1];
             at -= 1;
         }
         out[at] = id as u16;
     }
     assert_eq!(found, out.len(), "no more experts are selected than there are");
-}
-
-/// Keeps the groups whose two best keys sum highest: DeepSeek-V3's `noaux_tc`
-/// (`modeling_deepseek.py`, `MoEGate.forward`; masked with minus infinity as in `build_moe_ffn`).
-fn mask_groups(groups: Groups, room: &mut Keys) {
-    let size = room.keys.len() / groups.count;
-    room.group_scores.clear();
-    room.group_scores.extend(room.keys.chunks_exact(size).map(|group| {
-        let mut best = [f32::NEG_INFINITY; 2];
-        for &key in group {
-            if key > best[0] {
-                best = [key, best[0]];
-            } else if key > best[1] {
-                best[1] = key;
-            }
-        }
-        if size == 1 { best[0] } else { best[0] + best[1] }
-    }));
-    room.kept.clear();
-    room.kept.resize(groups.used, 0);
-    top_k(&room.group_scores, &mut room.kept);
-    for (id, group) in room.keys.chunks_exact_mut(size).enumerate() {
-        if !room.kept.contains(&(id as u16)) {
-            group.fill(f32::NEG_INFINITY);
-        }
-    }
 }
 
 /// All zero where nothing is above minus infinity.

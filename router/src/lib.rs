@@ -32,7 +32,7 @@ mod prior;
 pub use combine::{Partial, combine, coverage};
 pub use degrade::{Policy, Repair, repair, stand_in};
 pub use error::{Error, Result};
-pub use gate::{Gate, Groups, Routing, Scoring};
+pub use gate::{Gate, Routing, Scoring};
 pub use link::{Failure, Link, LinkConfig, State};
 pub use placement::{Costs, Group, Placement, Residency, Site, group, place};
 pub use prior::{Prior, favoured};

@@ -7,8 +7,8 @@
 use crate::placement::group_calls;
 use crate::{Group, Routing};
 
-/// Favours resident experts in selection. Weights derive from the unbiased scores all the same, and
-/// the model's first choice stays.
+/// Favours resident experts in selection. Weights derive from the scores all the same, and the
+/// model's first choice stays.
 #[derive(Debug, Clone, Copy)]
 pub struct Prior<'a> {
     /// By expert, whether it is here; experts past the end are not.
@@ -21,11 +21,10 @@ pub struct Prior<'a> {
 impl Prior<'_> {
     /// Replaces those of `experts`, best first, that a resident expert overtakes, each in its place.
     ///
-    /// `values` are the additive measure of experts, logits as a rule, `able` says which may be
-    /// selected at all. What results is the top-k of the values with the head start added, of
-    /// which the first was chosen without it. Only residents come in, and only others go.
-    pub(crate) fn favour(&self, values: &[f32], able: impl Fn(usize) -> bool, experts: &mut [u16]) {
-        let head_start = f64::from(self.strength) * range(values);
+    /// What results is the top-k of the logits with the head start added, of which the first was
+    /// chosen without it. Only residents come in, and only others go.
+    pub(crate) fn favour(&self, logits: &[f32], experts: &mut [u16]) {
+        let head_start = f64::from(self.strength) * range(logits);
         let here = |e: usize| self.resident.get(e) == Some(&true);
         // The least first: those that stay are ever better, and those that come ever worse.
         for slot in (1..experts.len()).rev() {
@@ -33,11 +32,11 @@ impl Prior<'_> {
             if here(last) {
                 continue;
             }
-            let outside = |&e: &usize| here(e) && able(e) && !experts.contains(&(e as u16));
-            let finite = (0..values.len()).filter(outside).filter(|&e| values[e].is_finite());
-            let best = finite.max_by(|&a, &b| values[a].total_cmp(&values[b]).then(b.cmp(&a)));
+            let outside = |&e: &usize| here(e) && !experts.contains(&(e as u16));
+            let finite = (0..logits.len()).filter(outside).filter(|&e| logits[e].is_finite());
+            let best = finite.max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
             let overtakes =
-                |&e: &usize| f64::from(values[e]) + head_start > f64::from(values[last]);
+                |&e: &usize| f64::from(logits[e]) + head_start > f64::from(logits[last]);
             let Some(best) = best.filter(overtakes) else { return };
             experts[slot] = best as u16;
         }

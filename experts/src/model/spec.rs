@@ -49,10 +49,6 @@ pub struct ModelSpec {
     pub norm_weights: bool,
     /// What the weights are multiplied by at last; 1 in most models.
     pub weights_scale: f32,
-    /// Groups that the experts fall into; 1 where the gate knows none. Divides `n_experts`.
-    pub n_groups: usize,
-    /// Groups that the gate picks experts from.
-    pub n_groups_used: usize,
 }
 
 /// Rotary position embedding: pair `i` of `dim / 2` turns by `position / scale * base^(-2 i / dim)`.
@@ -104,7 +100,6 @@ impl ModelSpec {
             true => Some(keys.size_or("expert_shared_feed_forward_length", n_ff)?),
             false => None,
         };
-        let (n_groups, n_groups_used) = keys.groups(n_experts, n_used)?;
         let norm_weights = meta.bool(&keys.name("expert_weights_norm"))?;
         Ok(ModelSpec {
             arch,
@@ -126,8 +121,6 @@ impl ModelSpec {
             gating: keys.gating()?,
             norm_weights: norm_weights.unwrap_or(arch.row().norm_weights),
             weights_scale: keys.weights_scale()?,
-            n_groups,
-            n_groups_used,
         })
     }
 }
@@ -256,25 +249,6 @@ impl Keys<'_> {
         }
     }
 
-    /// Groups of experts; absent or zero, all experts are one group.
-    fn groups(&self, n_experts: usize, n_used: usize) -> Result<(usize, usize)> {
-        let (count, used) = ("expert_group_count", "expert_group_used_count");
-        let n_groups = self.meta.u32(&self.name(count))?.unwrap_or(0).max(1) as usize;
-        if !n_experts.is_multiple_of(n_groups) {
-            let expected = format!("a divisor of the {n_experts} experts");
-            return Err(self.mismatch(count, n_groups, expected));
-        }
-        let n_groups_used = match n_groups {
-            1 => 1,
-            _ => self.size(used)?,
-        };
-        let enough = n_used.div_ceil(n_experts / n_groups);
-        if !(enough..=n_groups).contains(&n_groups_used) {
-            return Err(self.mismatch(used, n_groups_used, format!("{enough} to {n_groups}")));
-        }
-        Ok((n_groups, n_groups_used))
-    }
-
     fn gating(&self) -> Result<Gating> {
         let key = "expert_gating_func";
         match self.meta.u32(&self.name(key))? {
@@ -350,6 +324,12 @@ impl Keys<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        let key = "expert_group_count";
+        match self.meta.u32(&self.name(key))? {
+            Some(groups @ 2..) => {
+                Err(self.mismatch(key, groups, "at most 1: choosing by groups is not supported"))
+            }
+            _ => Ok(()),
+        }
     }
 }

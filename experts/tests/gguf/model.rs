@@ -36,7 +36,7 @@ fn each_architecture_has_its_rules() {
         assert_eq!(model.layers[0].q_norm.is_some(), qk_norm != QkNorm::None);
         assert_eq!((spec.n_experts, spec.n_used, spec.n_ff), (4, 2, 6));
         assert_eq!((spec.n_heads, spec.n_kv_heads, spec.head_dim), (2, 1, 4));
-        assert_eq!((spec.n_groups, spec.n_groups_used, spec.weights_scale), (1, 1, 1.0));
+        assert_eq!(spec.weights_scale, 1.0);
         assert_eq!((spec.rope.base, spec.rope.dim, spec.rope.scale), (10_000.0, 4, 1.0));
     }
 }
@@ -46,11 +46,10 @@ fn metadata_overrides_the_architecture() {
     let small =
         Small::new("olmoe").set("expert_weights_norm", true).set("expert_gating_func", 2u32);
     let small = small.set("expert_weights_scale", 2.5f32).set("rope.freq_base", 5e5f32);
-    let small = small.set("expert_group_count", 2u32).set("expert_group_used_count", 1u32);
+    let small = small.set("expert_group_count", 1u32);
     let spec = spec(&small);
     assert_eq!((spec.norm_weights, spec.gating), (true, Gating::Sigmoid));
     assert_eq!((spec.weights_scale, spec.rope.base), (2.5, 5e5));
-    assert_eq!((spec.n_groups, spec.n_groups_used), (2, 1));
     let after = self::spec(&small.set("expert_gating_func", 3u32));
     assert_eq!(after.gating, Gating::SoftmaxAfterTopK);
     assert!(!self::spec(&Small::new("llama").set("expert_weights_norm", false)).norm_weights);
@@ -73,6 +72,8 @@ fn what_is_not_supported_is_named() {
     refused(&olmoe().set("expert_gating_func", 4u32), &["`olmoe.expert_gating_func`", "found 4"]);
     refused(&olmoe().set("rope.scaling.type", "yarn"), &["`olmoe.rope.scaling.type`", "\"yarn\""]);
     refused(&olmoe().set("attention.clamp_kqv", 8f32), &["attention.clamp_kqv`", "not supported"]);
+    let groups = olmoe().set("expert_group_count", 2u32);
+    refused(&groups, &["`olmoe.expert_group_count`", "found 2", "by groups is not supported"]);
     let bias = Small { tensors: olmoe().tensors, ..olmoe() }.tensor("blk.0.exp_probs_b", &[4]);
     refused(&bias, &["tensor `blk.0.exp_probs_b.weight`", "this architecture does not use"]);
 }
@@ -112,10 +113,6 @@ fn metadata_that_contradicts_itself() {
     refused(&olmoe().set("rope.dimension_count", 3u32), &["dimension_count`", "an even number"]);
     refused(&olmoe().set("rope.freq_base", f32::NAN), &["rope.freq_base`", "found NaN"]);
     refused(&olmoe().set("attention.layer_norm_rms_epsilon", 0f32), &["epsilon`", "found 0"]);
-    refused(&olmoe().set("expert_group_count", 3u32), &["expert_group_count`", "of the 4 experts"]);
-    let groups = olmoe().set("expert_group_count", 4u32);
-    refused(&groups.clone().set("expert_group_used_count", 1u32), &["found 1", "2 to 4"]);
-    refused(&groups.set("expert_group_used_count", 5u32), &["found 5", "2 to 4"]);
     refused(&olmoe().unset("block_count"), &["key `olmoe.block_count`", "no such key"]);
     refused(&olmoe().set("block_count", u32::MAX), &["tensor `blk.1.", "no such tensor"]);
     refused(&olmoe().set("embedding_length", 16u32), &["tensor `token_embd.weight`"]);

@@ -62,34 +62,15 @@ fn extras_of(repair: &Repair, row: usize) -> Vec<(u16, f32)> {
 }
 
 /// The gate run again with every expert masked that neither survived nor is available, as its
-/// description reads: group mask by all experts, then the mask, then the rest of the rule in f64.
+/// description reads, in f64.
 fn masked_gate(case: &Case, routing: &Routing, row: usize) -> Vec<(u16, f64)> {
     let gate = &case.gate;
     let scores: Vec<f64> = routing.row_scores(row).iter().map(|&s| f64::from(s)).collect();
-    let mut keys: Vec<f32> = routing.row_scores(row).to_vec();
-    if let Some(bias) = &gate.bias {
-        keys.iter_mut().zip(bias).for_each(|(key, b)| *key += b);
-    }
-    let mut open = [true; N];
-    if let Some(groups) = gate.groups {
-        let size = N / groups.count;
-        let worth = |g: usize| {
-            let mut group = keys[g * size..(g + 1) * size].to_vec();
-            group.sort_by(|a, b| b.total_cmp(a));
-            group[0] + group[1]
-        };
-        let mut order: Vec<usize> = (0..groups.count).collect();
-        order.sort_by(|&a, &b| worth(b).total_cmp(&worth(a)));
-        let dropped: BTreeSet<usize> = order.split_off(groups.used).into_iter().collect();
-        (0..N).for_each(|e| open[e] = !dropped.contains(&(e / size)));
-    }
     let survived: BTreeSet<u16> =
         case.survivors(routing, row).into_iter().map(|(e, _)| e).collect();
-    let mut order: Vec<u16> = (0..N as u16)
-        .filter(|e| open[usize::from(*e)])
-        .filter(|e| survived.contains(e) || case.available[usize::from(*e)])
-        .collect();
-    order.sort_by(|&a, &b| keys[usize::from(b)].total_cmp(&keys[usize::from(a)]));
+    let mut order: Vec<u16> =
+        (0..N as u16).filter(|e| survived.contains(e) || case.available[usize::from(*e)]).collect();
+    order.sort_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]));
     order.truncate(gate.top_k);
 
     let mut weights: Vec<f64> = order.iter().map(|&e| scores[usize::from(e)]).collect();
@@ -219,15 +200,8 @@ proptest! {
 /// Mixtral's gate, by hand: logits ln 4, ln 3, ln 2, ln 1 select 4/7 and 3/7.
 #[test]
 fn by_hand() {
-    let gate = Gate {
-        scoring: Scoring::Softmax,
-        n_experts: 4,
-        top_k: 2,
-        normalise: true,
-        scale: 1.0,
-        groups: None,
-        bias: None,
-    };
+    let gate =
+        Gate { scoring: Scoring::Softmax, n_experts: 4, top_k: 2, normalise: true, scale: 1.0 };
     let routing = gate.route(&[4.0_f32.ln(), 3.0_f32.ln(), 2.0_f32.ln(), 0.0]);
     let missing = [Group { expert: 0, rows: vec![(0, 4.0 / 7.0)] }];
     let near = |got: f32, want: f32| assert!((got - want).abs() < 1e-6, "{got} {want}");
@@ -244,15 +218,8 @@ fn by_hand() {
 
 #[test]
 fn rows_that_are_not_there_are_passed_over() {
-    let gate = Gate {
-        scoring: Scoring::Softmax,
-        n_experts: 2,
-        top_k: 1,
-        normalise: true,
-        scale: 1.0,
-        groups: None,
-        bias: None,
-    };
+    let gate =
+        Gate { scoring: Scoring::Softmax, n_experts: 2, top_k: 1, normalise: true, scale: 1.0 };
     let routing = gate.route(&[1.0, 0.0]);
     let missing = [Group { expert: 0, rows: vec![(5, 1.0)] }];
     let got = repair(Policy::Reroute, &gate, &routing, &missing, &[true, true]);

@@ -3,49 +3,24 @@ use proptest::prelude::*;
 use super::*;
 
 /// The gate as its description reads, in f64, with sorts, one row. None where f32 could not tell
-/// two keys apart that decide.
+/// two scores apart.
 fn reference(gate: &Gate, logits: &[f32]) -> Option<Vec<(u16, f64)>> {
-    let apart = |x: &[f64]| x.windows(2).all(|pair| pair[0] - pair[1] > 1e-6);
-    let logits: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-    let softmax = |x: &[f64]| -> Vec<f64> {
-        let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
-        x.iter().map(|x| (x - max).exp() / sum).collect()
-    };
-    let scores = match gate.scoring {
-        Scoring::Softmax => softmax(&logits),
-        Scoring::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
-        Scoring::SoftmaxAfterTopK => logits,
-    };
-    let mut keys: Vec<f64> = scores.clone();
-    if let Some(bias) = &gate.bias {
-        keys.iter_mut().zip(bias).for_each(|(key, b)| *key += f64::from(*b));
-    }
-    if let Some(Groups { count, used }) = gate.groups {
-        let size = keys.len() / count;
-        let group_score = |g: usize| {
-            let mut group = keys[g * size..(g + 1) * size].to_vec();
-            group.sort_by(|a, b| b.total_cmp(a));
-            group.iter().take(2).sum::<f64>()
-        };
-        let mut order: Vec<usize> = (0..count).collect();
-        order.sort_by(|&a, &b| group_score(b).total_cmp(&group_score(a)));
-        if !apart(&order.iter().map(|&g| group_score(g)).collect::<Vec<_>>()) {
-            return None;
-        }
-        for dropped in order.split_off(used) {
-            keys[dropped * size..(dropped + 1) * size].fill(f64::NEG_INFINITY);
-        }
-    }
-    let mut order: Vec<usize> = (0..keys.len()).collect();
-    order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));
-    // Those of masked groups are not compared: check() sees to it that enough others are left.
-    let compared = order.iter().map(|&e| keys[e]).take_while(|key| key.is_finite());
-    if !apart(&compared.collect::<Vec<_>>()) {
+    let scores = scores(gate, logits);
+    let mut order: Vec<u16> = (0..scores.len() as u16).collect();
+    order.sort_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]));
+    let apart = |pair: &[u16]| scores[usize::from(pair[0])] - scores[usize::from(pair[1])] > 1e-6;
+    if !order.windows(2).all(apart) {
         return None;
     }
     order.truncate(gate.top_k);
-    let mut weights: Vec<f64> = order.iter().map(|&e| scores[e]).collect();
+    let weights = reference_weights(gate, logits, &order);
+    Some(order.into_iter().zip(weights).collect())
+}
+
+/// What the gate's rule makes of the `selected` experts of a row.
+pub(crate) fn reference_weights(gate: &Gate, logits: &[f32], selected: &[u16]) -> Vec<f64> {
+    let scores = scores(gate, logits);
+    let mut weights: Vec<f64> = selected.iter().map(|&e| scores[usize::from(e)]).collect();
     if gate.scoring == Scoring::SoftmaxAfterTopK {
         weights = softmax(&weights);
     }
@@ -53,8 +28,22 @@ fn reference(gate: &Gate, logits: &[f32]) -> Option<Vec<(u16, f64)>> {
         let sum = weights.iter().sum::<f64>().max(6.1035e-5);
         weights.iter_mut().for_each(|w| *w /= sum);
     }
-    let scaled = weights.into_iter().map(|w| w * f64::from(gate.scale));
-    Some(order.into_iter().map(|e| e as u16).zip(scaled).collect())
+    weights.into_iter().map(|w| w * f64::from(gate.scale)).collect()
+}
+
+fn scores(gate: &Gate, logits: &[f32]) -> Vec<f64> {
+    let logits: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    match gate.scoring {
+        Scoring::Softmax => softmax(&logits),
+        Scoring::Sigmoid => logits.iter().map(|x| 1.0 / (1.0 + (-x).exp())).collect(),
+        Scoring::SoftmaxAfterTopK => logits,
+    }
+}
+
+fn softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = x.iter().map(|x| (x - max).exp()).sum();
+    x.iter().map(|x| (x - max).exp() / sum).collect()
 }
 
 /// Logits of distinct values a visible step apart, so that f32 and f64 order them alike.
@@ -69,23 +58,19 @@ pub(crate) fn gates(n: usize) -> impl Strategy<Value = Gate> {
         Just(Scoring::Sigmoid),
         Just(Scoring::SoftmaxAfterTopK)
     ];
-    let groups = prop::option::of((1..=4_usize).prop_map(|used| Groups { count: 4, used }));
-    let bias = prop::option::of(prop::collection::vec(-0.3_f32..0.3, n));
-    (scoring, 1..=n / 4, any::<bool>(), 0.5_f32..3.0, groups, bias).prop_map(
-        move |(scoring, top_k, normalise, scale, groups, bias)| Gate {
+    (scoring, 1..=n / 4, any::<bool>(), 0.5_f32..3.0).prop_map(
+        move |(scoring, top_k, normalise, scale)| Gate {
             scoring,
             n_experts: n,
             top_k,
             normalise,
             scale,
-            groups,
-            bias,
         },
     )
 }
 
 fn plain(scoring: Scoring, n_experts: usize, top_k: usize, normalise: bool) -> Gate {
-    Gate { scoring, n_experts, top_k, normalise, scale: 1.0, groups: None, bias: None }
+    Gate { scoring, n_experts, top_k, normalise, scale: 1.0 }
 }
 
 proptest! {
@@ -131,20 +116,16 @@ proptest! {
         }
     }
 
-    /// Renaming the experts renames the choice and nothing else (groups are made of names).
+    /// Renaming the experts renames the choice and nothing else.
     #[test]
     fn permutation_equivariant(
-        mut gate in gates(32),
+        gate in gates(32),
         row in logits(32),
         names in Just((0..32_usize).collect::<Vec<_>>()).prop_shuffle(),
     ) {
-        gate.groups = None;
         prop_assume!(reference(&gate, &row).is_some());
         let before = gate.route(&row);
         let permuted: Vec<f32> = names.iter().map(|&old| row[old]).collect();
-        if let Some(bias) = &mut gate.bias {
-            *bias = names.iter().map(|&old| bias[old]).collect();
-        }
         let after = gate.route(&permuted);
         for ((old, old_weight), (new, new_weight)) in before.row(0).zip(after.row(0)) {
             prop_assert_eq!(usize::from(old), names[usize::from(new)]);
@@ -181,14 +162,14 @@ proptest! {
 
     #[test]
     fn top_k_is_a_stable_sort_cut_short(
-        keys in prop::collection::vec((0..6_i8).prop_map(f32::from), 1..40),
+        scores in prop::collection::vec((0..6_i8).prop_map(f32::from), 1..40),
         k in any::<prop::sample::Index>(),
     ) {
-        let k = k.index(keys.len()) + 1;
+        let k = k.index(scores.len()) + 1;
         let mut got = vec![0; k];
-        top_k(&keys, &mut got);
-        let mut want: Vec<u16> = (0..keys.len() as u16).collect();
-        want.sort_by(|&a, &b| keys[usize::from(b)].total_cmp(&keys[usize::from(a)]));
+        top_k(&scores, &mut got);
+        let mut want: Vec<u16> = (0..scores.len() as u16).collect();
+        want.sort_by(|&a, &b| scores[usize::from(b)].total_cmp(&scores[usize::from(a)]));
         prop_assert_eq!(&got, &want[..k]);
     }
 }
@@ -208,22 +189,6 @@ fn a_nan_costs_its_expert_only() {
     assert_eq!(with.experts, [0, 2]);
     let nothing = gate.route(&[f32::NAN; 4]);
     assert_eq!(nothing.weights, [0.0, 0.0]);
-}
-
-#[test]
-fn the_bias_selects_and_does_not_weigh() {
-    let mut gate = plain(Scoring::Sigmoid, 3, 1, false);
-    gate.bias = Some(vec![0.0, 0.0, 1.0]);
-    let routing = gate.route(&[2.0, 1.0, 0.0]);
-    assert_eq!((routing.experts[0], routing.weights[0]), (2, 0.5));
-}
-
-/// Group 0 has the best expert, group 1 the best pair.
-#[test]
-fn a_group_is_worth_its_two_best() {
-    let mut gate = plain(Scoring::Sigmoid, 4, 1, false);
-    gate.groups = Some(Groups { count: 2, used: 1 });
-    assert_eq!(gate.route(&[3.0, -9.0, 2.0, 2.5]).experts, [3]);
 }
 
 #[test]
@@ -249,12 +214,6 @@ fn check_names_the_field() {
         ("top_k", Gate { top_k: 9, ..good.clone() }),
         ("scale", Gate { scale: f32::NAN, ..good.clone() }),
         ("scale", Gate { scale: 0.0, ..good.clone() }),
-        ("groups.count", Gate { groups: Some(Groups { count: 0, used: 1 }), ..good.clone() }),
-        ("groups.count", Gate { groups: Some(Groups { count: 3, used: 1 }), ..good.clone() }),
-        ("groups.used", Gate { groups: Some(Groups { count: 4, used: 5 }), ..good.clone() }),
-        ("groups.used", Gate { groups: Some(Groups { count: 8, used: 1 }), ..good.clone() }),
-        ("bias", Gate { bias: Some(vec![0.0; 7]), ..good.clone() }),
-        ("bias", Gate { bias: Some(vec![f32::NAN; 8]), ..good.clone() }),
     ];
     assert_eq!(good.check(), Ok(()));
     for (field, gate) in bad {
