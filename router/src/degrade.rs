@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gate::{MIN_WEIGHT_SUM, top_k};
 use crate::placement::group_calls;
-use crate::{Error, Gate, Group, Result, Routing};
+use crate::{Gate, Group, Routing};
 
 /// What to do about experts that cannot run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -144,12 +144,14 @@ impl fmt::Display for Policy {
 }
 
 impl FromStr for Policy {
-    type Err = Error;
+    type Err = String;
 
-    fn from_str(name: &str) -> Result<Self> {
+    fn from_str(name: &str) -> Result<Self, String> {
         let all = [Policy::LeaveOut, Policy::Renormalise, Policy::Reroute];
         let found = all.into_iter().find(|policy| policy.to_string() == name);
-        found.ok_or_else(|| Error::Policy { found: name.to_owned() })
+        found.ok_or_else(|| {
+            format!("policy is {name:?}, expected leave-out, renormalise or reroute")
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 //! The order of operations is llama.cpp's (`src/llama-graph.cpp`, `build_moe_ffn`): score, take the
 //! top k, softmax over the selected (where that is the model's rule), normalise, scale.
 
-use crate::{Error, Prior, Result};
+use crate::Prior;
 
 /// The smallest sum that weights are divided by: the smallest normal f16, as in `build_moe_ffn`.
 pub(crate) const MIN_WEIGHT_SUM: f64 = 6.103_515_625e-5;
@@ -54,23 +54,6 @@ pub struct Routing {
 }
 
 impl Gate {
-    /// Refuses settings that [`route`](Gate::route) could not follow. Call it once, on loading.
-    pub fn check(&self) -> Result<()> {
-        let n = self.n_experts;
-        let refuse =
-            |field, found: String, expected: String| Err(Error::Gate { field, found, expected });
-        if !(1..=usize::from(u16::MAX)).contains(&n) {
-            return refuse("n_experts", n.to_string(), format!("1 to {}", u16::MAX));
-        }
-        if !(1..=n).contains(&self.top_k) {
-            return refuse("top_k", self.top_k.to_string(), format!("1 to {n}"));
-        }
-        if !(self.scale.is_finite() && self.scale > 0.0) {
-            return refuse("scale", self.scale.to_string(), "a positive number".into());
-        }
-        Ok(())
-    }
-
     /// Chooses the experts of every row of `logits`, `[rows, n_experts]`.
     ///
     /// Equal scores go to the lower expert id. A NaN logit counts as minus infinity, so that one
@@ -78,7 +61,7 @@ impl Gate {
     /// experts of weight 0.
     ///
     /// # Panics
-    /// If `logits` is not whole rows, or the gate would not pass [`check`](Gate::check).
+    /// If `logits` is not whole rows, or more experts are to run than there are.
     pub fn route(&self, logits: &[f32]) -> Routing {
         let mut routing = Routing::default();
         self.route_with(logits, None, &mut routing);

@@ -23,7 +23,6 @@
 
 mod combine;
 mod degrade;
-mod error;
 mod gate;
 mod link;
 mod placement;
@@ -31,7 +30,6 @@ mod prior;
 
 pub use combine::{Partial, combine, coverage};
 pub use degrade::{Policy, Repair, repair, stand_in};
-pub use error::{Error, Result};
 pub use gate::{Gate, Routing, Scoring};
 pub use link::{Failure, Link, LinkConfig, State};
 pub use placement::{Costs, Group, Placement, Residency, Site, group, place};

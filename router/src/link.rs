@@ -53,8 +53,6 @@ pub enum State {
 pub enum Failure {
     /// No answer before the deadline.
     Timeout,
-    /// Nobody listens there.
-    Refused,
     /// The connection broke, or could not be made.
     Transport,
     /// It sheds load.
@@ -78,7 +76,6 @@ pub struct Link {
     mode: Mode,
     /// When it went down within the last minute, oldest first.
     outages: VecDeque<Duration>,
-    changes: u64,
     estimate: Estimate,
 }
 
@@ -111,7 +108,6 @@ impl Link {
             clock: Duration::ZERO,
             mode: Mode::Down { due: Duration::ZERO, failed: 0, good_since: None },
             outages: VecDeque::new(),
-            changes: 0,
         }
     }
 
@@ -129,11 +125,6 @@ impl Link {
     /// Whether work may be sent now: up, and not overloaded.
     pub fn may_send(&self, now: Duration) -> bool {
         matches!(self.mode, Mode::Up { spared_until, .. } if self.latest(now) >= spared_until)
-    }
-
-    /// Times that the link went up or down since it was made.
-    pub fn changes(&self) -> u64 {
-        self.changes
     }
 
     /// The smoothed round trip of a request, without its rows' part.
@@ -194,7 +185,7 @@ impl Link {
                     self.go_down(now, failure);
                 }
             }
-            // A broken or refused connection is certain: the next request would fail as well.
+            // A broken connection is certain: the next request would fail as well.
             (Mode::Up { .. }, _) => self.go_down(now, failure),
             (Mode::Down { due, good_since, .. }, Failure::BadAnswer | Failure::WrongModel) => {
                 *due = now.saturating_add(self.config.penalty(failure)).max(*due);
@@ -220,7 +211,6 @@ impl Link {
                 let sent = now.saturating_sub(rtt).max(due);
                 let since = good_since.unwrap_or(sent);
                 if sent - since >= self.proof() {
-                    self.changes += 1;
                     Mode::Up { timeouts: 0, spared_until: now }
                 } else {
                     let due = sent.saturating_add(self.config.probe_spacing).max(now);
@@ -245,7 +235,6 @@ impl Link {
     fn go_down(&mut self, now: Duration, failure: Failure) {
         let wait = self.jitter.shorten(self.config.backoff(0)).max(self.config.penalty(failure));
         self.mode = Mode::Down { due: now.saturating_add(wait), failed: 0, good_since: None };
-        self.changes += 1;
         self.outages.push_back(now);
         // What comes back may be another path, or another machine.
         self.estimate.forget();

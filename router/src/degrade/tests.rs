@@ -234,7 +234,7 @@ fn names_go_there_and_back() {
         assert_eq!(json, format!("\"{policy}\""));
     }
     let error = "leave_out".parse::<Policy>().expect_err("no such policy");
-    assert!(error.to_string().contains("\"leave_out\""), "{error}");
+    assert!(error.contains("\"leave_out\""), "{error}");
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::link::Failure;
-use crate::{Error, Result};
 
 /// A link's settings. The defaults bring a server back within 2 s of the end of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,30 +63,6 @@ impl Default for LinkConfig {
 }
 
 impl LinkConfig {
-    /// Refuses settings with which a link would never go up, or hammer its server.
-    pub fn check(&self) -> Result<()> {
-        let refuse =
-            |field, found: String, expected: String| Err(Error::Link { field, found, expected });
-        if self.timeouts_to_down == 0 {
-            return refuse("timeouts_to_down", "0".to_owned(), "at least 1".to_owned());
-        }
-        let ms = Duration::from_millis(1);
-        for (field, found, least) in [
-            ("first_backoff", self.first_backoff, ms),
-            ("probe_deadline", self.probe_deadline, ms),
-            ("probe_spacing", self.probe_spacing, ms),
-            ("min_deadline", self.min_deadline, ms),
-            ("longest_backoff", self.longest_backoff, self.first_backoff),
-            ("longest_proof", self.longest_proof, self.first_proof),
-            ("max_deadline", self.max_deadline, self.min_deadline),
-        ] {
-            if found < least {
-                return refuse(field, format!("{found:?}"), format!("at least {least:?}"));
-            }
-        }
-        Ok(())
-    }
-
     /// The wait after `failed` failed probes, before jitter.
     pub(super) fn backoff(&self, failed: u32) -> Duration {
         self.first_backoff.saturating_mul(1 << failed.min(20)).min(self.longest_backoff)
@@ -98,33 +73,6 @@ impl LinkConfig {
         match failure {
             Failure::BadAnswer => self.quarantine,
             _ => Duration::ZERO,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn check_names_the_field() {
-        let good = LinkConfig::default();
-        assert_eq!(good.check(), Ok(()));
-        let bad = [
-            ("timeouts_to_down", LinkConfig { timeouts_to_down: 0, ..good.clone() }),
-            ("first_backoff", LinkConfig { first_backoff: Duration::ZERO, ..good.clone() }),
-            ("probe_spacing", LinkConfig { probe_spacing: Duration::ZERO, ..good.clone() }),
-            ("probe_deadline", LinkConfig { probe_deadline: Duration::ZERO, ..good.clone() }),
-            ("min_deadline", LinkConfig { min_deadline: Duration::ZERO, ..good.clone() }),
-            ("longest_backoff", LinkConfig { longest_backoff: MS, ..good.clone() }),
-            ("longest_proof", LinkConfig { longest_proof: MS, ..good.clone() }),
-            ("max_deadline", LinkConfig { max_deadline: MS, ..good.clone() }),
-        ];
-        for (field, config) in bad {
-            let error = config.check().expect_err(field).to_string();
-            assert!(error.starts_with(&format!("link: {field} is ")), "{error}");
         }
     }
 }
