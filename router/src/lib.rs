@@ -31,6 +31,6 @@ mod prior;
 pub use combine::{Partial, combine, coverage};
 pub use degrade::{Policy, Repair, repair, stand_in};
 pub use gate::{Gate, Routing, Scoring};
-pub use link::{Failure, Link, LinkConfig, State};
+pub use link::{Failure, Link, State};
 pub use placement::{Costs, Group, Placement, Residency, Site, group, place};
 pub use prior::{Prior, favoured};

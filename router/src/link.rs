@@ -14,25 +14,41 @@
 //! ```
 //!
 //! Hysteresis: each outage of the last minute doubles the time for which a link that comes back must
-//! answer its probes, up to [`LinkConfig::longest_proof`]. What is good for less than that stays
-//! down, and every change of mode but the first few takes that long, which bounds them: with the
-//! defaults, 140 a minute at the very worst. What is good for longer is up again within 2 s, however
-//! often it failed before.
+//! answer its probes, up to [`LONGEST_PROOF`]. What is good for less than that stays down, and every
+//! change of mode but the first few takes that long, which bounds them: 140 a minute at the very
+//! worst. What is good for longer is up again within 2 s, however often it failed before.
 //!
 //! The driver's part: while [`Link::next_probe`] gives a time, wait for it, send one `Describe`,
-//! within [`Link::probe_deadline`], and hand what came of it to [`Link::on_probe`].
+//! within [`Link::PROBE_DEADLINE`], and hand what came of it to [`Link::on_probe`].
 
-mod config;
 mod estimate;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-pub use config::LinkConfig;
 use estimate::Estimate;
 
 /// For how long an outage is held against a link.
 const MINUTE: Duration = Duration::from_secs(60);
+/// Deadlines missed in a row that take the link down. One late answer may be bad luck; the next
+/// costs another full deadline.
+const TIMEOUTS_TO_DOWN: u32 = 2;
+/// Wait before the first probe; every failed probe doubles it, ...
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// ... up to this. Probes are cheap and this bounds the time to recover, so it is short.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// From one good probe to the next.
+const PROBE_SPACING: Duration = Duration::from_millis(100);
+/// For how long probes must go well until the link is up again, after one outage in a minute; every
+/// other outage doubles it, ...
+const FIRST_PROOF: Duration = Duration::from_millis(100);
+/// ... up to this.
+const LONGEST_PROOF: Duration = Duration::from_millis(800);
+/// How long a server that gave a bad answer is left alone.
+const QUARANTINE: Duration = Duration::from_secs(60);
+/// The longest that an overloaded server's hint is followed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a server may be used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +85,6 @@ pub enum Failure {
 /// One server's state machine.
 #[derive(Debug, Clone)]
 pub struct Link {
-    config: LinkConfig,
     jitter: Jitter,
     /// The latest time that was heard of.
     clock: Duration,
@@ -98,12 +113,17 @@ enum Mode {
 }
 
 impl Link {
+    /// How long a probe may take: long enough to connect anew (three round trips with TLS), and no
+    /// longer, for one that was sent just before a fault ended delays the recovery.
+    pub const PROBE_DEADLINE: Duration = Duration::from_millis(750);
+
     /// A link to a server of which nothing is known yet: not up before a first good probe, which
-    /// is due at once. `seed` feeds the jitter; give every link another.
-    pub fn new(config: LinkConfig, seed: u64) -> Self {
+    /// is due at once. `deadlines` bound what [`deadline`](Link::deadline) gives, without the rows'
+    /// part: below the least, scheduling noise looks like a fault; the greatest is in force while
+    /// no trip was seen. `seed` feeds the jitter; give every link another.
+    pub fn new(deadlines: RangeInclusive<Duration>, seed: u64) -> Self {
         Link {
-            estimate: Estimate::new(&config),
-            config,
+            estimate: Estimate::new(deadlines),
             jitter: Jitter(seed),
             clock: Duration::ZERO,
             mode: Mode::Down { due: Duration::ZERO, failed: 0, good_since: None },
@@ -142,11 +162,6 @@ impl Link {
         self.estimate.deadline(self.latest(now), rows)
     }
 
-    /// How long a probe may take.
-    pub fn probe_deadline(&self) -> Duration {
-        self.config.probe_deadline
-    }
-
     /// When the next probe is due; none while the link is up.
     pub fn next_probe(&self, now: Duration) -> Option<Duration> {
         match self.mode {
@@ -169,26 +184,25 @@ impl Link {
     pub fn on_failure(&mut self, now: Duration, failure: Failure) {
         let now = self.advance(now);
         match (&mut self.mode, failure) {
-            (Mode::Up { timeouts, spared_until }, Failure::Overloaded { retry_after }) => {
+            (Mode::Up { timeouts, spared_until }, Failure::Overloaded { .. }) => {
                 // It answered, so it lives. At most half as long again, so that those it shed do
                 // not all come back at once.
-                let pause = retry_after.min(self.config.longest_pause);
+                let pause = penalty(failure);
                 let pause = pause.saturating_add(self.jitter.shorten(pause) / 2);
                 *timeouts = 0;
                 *spared_until = now.saturating_add(pause).max(*spared_until);
             }
-            // One late answer may be bad luck; the next costs another full deadline.
             (Mode::Up { timeouts, .. }, Failure::Timeout) => {
                 *timeouts += 1;
                 self.estimate.on_timeout();
-                if *timeouts >= self.config.timeouts_to_down {
+                if *timeouts >= TIMEOUTS_TO_DOWN {
                     self.go_down(now, failure);
                 }
             }
             // A broken connection is certain: the next request would fail as well.
             (Mode::Up { .. }, _) => self.go_down(now, failure),
             (Mode::Down { due, good_since, .. }, Failure::BadAnswer | Failure::WrongModel) => {
-                *due = now.saturating_add(self.config.penalty(failure)).max(*due);
+                *due = now.saturating_add(penalty(failure)).max(*due);
                 *good_since = None;
             }
             // What was in flight when the link went down fails too; that is no news.
@@ -213,27 +227,21 @@ impl Link {
                 if sent - since >= self.proof() {
                     Mode::Up { timeouts: 0, spared_until: now }
                 } else {
-                    let due = sent.saturating_add(self.config.probe_spacing).max(now);
+                    let due = sent.saturating_add(PROBE_SPACING).max(now);
                     Mode::Down { due, failed: 0, good_since: Some(since) }
                 }
             }
             Err(failure) => {
-                let wait = self.jitter.shorten(self.config.backoff(failed));
-                let spared = match failure {
-                    Failure::Overloaded { retry_after } => {
-                        retry_after.min(self.config.longest_pause)
-                    }
-                    _ => self.config.penalty(failure),
-                };
+                let wait = self.jitter.shorten(backoff(failed));
                 // The wait counts from when the probe was due: what it took to fail is part of it.
-                let due = due.saturating_add(wait).max(now.saturating_add(spared));
+                let due = due.saturating_add(wait).max(now.saturating_add(penalty(failure)));
                 Mode::Down { due, failed: failed.saturating_add(1), good_since: None }
             }
         };
     }
 
     fn go_down(&mut self, now: Duration, failure: Failure) {
-        let wait = self.jitter.shorten(self.config.backoff(0)).max(self.config.penalty(failure));
+        let wait = self.jitter.shorten(backoff(0)).max(penalty(failure));
         self.mode = Mode::Down { due: now.saturating_add(wait), failed: 0, good_since: None };
         self.outages.push_back(now);
         // What comes back may be another path, or another machine.
@@ -246,10 +254,7 @@ impl Link {
             0 => Duration::ZERO,
             outages => {
                 let doublings = (outages - 1).min(20);
-                self.config
-                    .first_proof
-                    .saturating_mul(1 << doublings)
-                    .min(self.config.longest_proof)
+                FIRST_PROOF.saturating_mul(1 << doublings).min(LONGEST_PROOF)
             }
         }
     }
@@ -264,6 +269,20 @@ impl Link {
             self.outages.pop_front();
         }
         self.clock
+    }
+}
+
+/// The wait after `failed` failed probes, before jitter.
+fn backoff(failed: u32) -> Duration {
+    FIRST_BACKOFF.saturating_mul(1 << failed.min(20)).min(LONGEST_BACKOFF)
+}
+
+/// For how long a server is left alone after this failure, whatever came before.
+fn penalty(failure: Failure) -> Duration {
+    match failure {
+        Failure::BadAnswer => QUARANTINE,
+        Failure::Overloaded { retry_after } => retry_after.min(LONGEST_PAUSE),
+        _ => Duration::ZERO,
     }
 }
 

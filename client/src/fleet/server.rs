@@ -6,7 +6,7 @@ use std::time::Duration;
 use outrigger_proto::Whole;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse};
-use outrigger_router::{Link, LinkConfig, State as LinkState};
+use outrigger_router::{Link, State as LinkState};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::service::Interceptor;
@@ -127,7 +127,9 @@ impl Server {
         if config.dial.is_network() && !address.is_https() && !address.is_loopback() {
             tracing::warn!(server = %address, "what goes there can be read on the way: https:// would keep it private");
         }
-        let link = Link::new(link_config(config), u64::from(id));
+        // A call may take a quarter of what a token may before it looks like a fault, however fast the link was so
+        // far, and never longer than a token may.
+        let link = Link::new(config.deadline / 4..=config.deadline, u64::from(id));
         Ok(Server {
             id,
             url: address.to_string(),
@@ -159,7 +161,7 @@ impl Server {
 
     async fn probe(&self) {
         let known = self.state().peer.clone();
-        let patience = self.state().link.probe_deadline();
+        let patience = Link::PROBE_DEADLINE;
         let started = self.now();
         let found = match tokio::time::timeout(patience, self.describe(known)).await {
             Ok(found) => found,
@@ -330,16 +332,6 @@ impl Server {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-/// A call may take a quarter of what a token may before it looks like a fault, however fast the link was so far, and
-/// never longer than a token may.
-fn link_config(config: &EngineConfig) -> LinkConfig {
-    LinkConfig {
-        min_deadline: config.deadline / 4,
-        max_deadline: config.deadline,
-        ..LinkConfig::default()
     }
 }
 

@@ -1,8 +1,7 @@
 //! What a request to a server takes: round trip, variation, and each row's part.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
-
-use crate::link::LinkConfig;
 
 /// Longer samples are cut: nothing that is waited for takes longer.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -13,6 +12,15 @@ const FEW_ROWS: usize = 16;
 /// A deadline allows for rows that take this many times the mean.
 const ROW_MARGIN: u32 = 2;
 
+/// The round trip that is assumed before any was seen.
+pub(super) const FIRST_TRIP: Duration = Duration::from_millis(50);
+
+/// What a row of an expert is assumed to add before any was seen.
+const FIRST_PER_ROW: Duration = Duration::from_millis(1);
+
+/// Silence after which estimates are dropped: the device slept, or moved.
+const STALE_AFTER: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Clone)]
 pub(super) struct Estimate {
     trip: Option<Trip>,
@@ -21,7 +29,8 @@ pub(super) struct Estimate {
     heard: Duration,
     /// Deadlines missed since the last answer: each doubles the next (RFC 6298, 5.5).
     doublings: u32,
-    assumed: LinkConfig,
+    /// The bounds of a deadline, without the rows' part.
+    deadlines: RangeInclusive<Duration>,
 }
 
 /// RFC 6298's smoothed round trip and its variation.
@@ -32,21 +41,20 @@ struct Trip {
 }
 
 impl Estimate {
-    pub(super) fn new(config: &LinkConfig) -> Self {
-        let heard = Duration::ZERO;
-        Estimate { trip: None, per_row: None, heard, doublings: 0, assumed: config.clone() }
+    pub(super) fn new(deadlines: RangeInclusive<Duration>) -> Self {
+        Estimate { trip: None, per_row: None, heard: Duration::ZERO, doublings: 0, deadlines }
     }
 
     pub(super) fn trip(&self, now: Duration) -> Duration {
-        self.fresh(now).0.map_or(self.assumed.first_trip, |trip| trip.srtt)
+        self.fresh(now).0.map_or(FIRST_TRIP, |trip| trip.srtt)
     }
 
     pub(super) fn per_row(&self, now: Duration) -> Duration {
-        self.fresh(now).1.unwrap_or(self.assumed.first_per_row)
+        self.fresh(now).1.unwrap_or(FIRST_PER_ROW)
     }
 
     pub(super) fn deadline(&self, now: Duration, rows: usize) -> Duration {
-        let (least, most) = (self.assumed.min_deadline, self.assumed.max_deadline);
+        let (least, most) = (*self.deadlines.start(), *self.deadlines.end());
         let patience = 1 << self.doublings;
         // RFC 6298, 2.3: RTO = SRTT + 4 RTTVAR.
         let trip = self.fresh(now).0.map_or(most, |trip| trip.srtt + 4 * trip.rttvar);
@@ -109,7 +117,7 @@ impl Estimate {
     }
 
     fn fresh(&self, now: Duration) -> (Option<Trip>, Option<Duration>) {
-        let stale = now.saturating_sub(self.heard) > self.assumed.stale_after;
+        let stale = now.saturating_sub(self.heard) > STALE_AFTER;
         if stale { (None, None) } else { (self.trip, self.per_row) }
     }
 }

@@ -12,8 +12,11 @@ const SECOND: Duration = Duration::from_secs(1);
 /// 70 outages fit into a minute, and as many times up.
 const MOST_CHANGES: usize = 140;
 
+const LEAST: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(2);
+
 fn link(seed: u64) -> Link {
-    Link::new(LinkConfig::default(), seed)
+    Link::new(LEAST..=MOST, seed)
 }
 
 /// A link that is up, at one second.
@@ -99,7 +102,6 @@ proptest! {
     #[test]
     fn never_sends_while_not_up_and_always_probes(history in histories(), seed in any::<u64>()) {
         let mut link = link(seed);
-        let longest = link.config.quarantine;
         let mut now = Duration::ZERO;
         for (wait, event) in history {
             now += Duration::from_millis(wait);
@@ -109,7 +111,7 @@ proptest! {
                 state => {
                     prop_assert!(!link.may_send(now));
                     let due = link.next_probe(now);
-                    prop_assert!(due.is_some_and(|due| now <= due && due <= now + longest));
+                    prop_assert!(due.is_some_and(|due| now <= due && due <= now + QUARANTINE));
                     if let State::Down { until } = state {
                         prop_assert_eq!(due, Some(until));
                     }
@@ -127,9 +129,9 @@ proptest! {
             apply(&mut link, now, event);
         }
         let back = probe_until_up(&mut link, now, 20 * MS);
-        prop_assert!(back <= now + link.config.quarantine + 2 * SECOND);
+        prop_assert!(back <= now + QUARANTINE + 2 * SECOND);
         // An overloaded server may still have to be spared.
-        prop_assert!(link.may_send(back + 2 * link.config.longest_pause));
+        prop_assert!(link.may_send(back + 2 * LONGEST_PAUSE));
     }
 
     /// The same events at the same times, the same decisions.
@@ -180,7 +182,7 @@ proptest! {
             let end = fault + Duration::from_millis(length);
             let next = end + Duration::from_millis(gap);
             let (failure, takes) = match black_hole {
-                true => (Failure::Timeout, link.probe_deadline()),
+                true => (Failure::Timeout, Link::PROBE_DEADLINE),
                 false => (Failure::Transport, MS),
             };
             while link.state(now) == State::Up {
@@ -209,7 +211,7 @@ proptest! {
             now += Duration::from_millis(wait);
             apply(&mut link, now, event);
             let bare = link.deadline(now, 0);
-            prop_assert!(link.config.min_deadline <= bare && bare <= link.config.max_deadline);
+            prop_assert!(LEAST <= bare && bare <= MOST);
             prop_assert!(bare <= link.deadline(now, rows));
         }
     }

@@ -1,13 +1,14 @@
 //! What a link knows of its trip, and the deadlines that follow.
 
 use super::*;
+use crate::link::estimate::FIRST_TRIP;
 
 /// RFC 6298's arithmetic by hand: 80 ms, then 160 ms, from a first 80 ms.
 #[test]
 fn the_round_trip_is_smoothed() {
     let mut link = link(0);
-    assert_eq!(link.trip(SECOND), link.config.first_trip);
-    assert_eq!(link.deadline(SECOND, 0), link.config.max_deadline);
+    assert_eq!(link.trip(SECOND), FIRST_TRIP);
+    assert_eq!(link.deadline(SECOND, 0), MOST);
     link.on_probe(SECOND, Ok(80 * MS));
     assert_eq!((link.trip(SECOND), link.deadline(SECOND, 0)), (80 * MS, 240 * MS));
     link.on_success(SECOND, 80 * MS, 1);
@@ -52,8 +53,8 @@ fn what_was_known_before_a_long_silence_is_forgotten() {
     let (mut link, now) = up();
     assert_eq!(link.trip(now + 60 * SECOND), 10 * MS);
     let later = now + 61 * SECOND;
-    assert_eq!(link.trip(later), link.config.first_trip);
-    assert_eq!(link.deadline(later, 0), link.config.max_deadline);
+    assert_eq!(link.trip(later), FIRST_TRIP);
+    assert_eq!(link.deadline(later, 0), MOST);
     // The next is not smoothed into the old: the device may be on another network.
     link.on_success(later, 200 * MS, 1);
     assert_eq!(link.trip(later), 200 * MS);
