@@ -9,15 +9,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
 use crate::gate::{MIN_WEIGHT_SUM, top_k};
 use crate::placement::group_calls;
 use crate::{Gate, Group, Routing};
 
 /// What to do about experts that cannot run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {
     /// Their part is simply not there.
     LeaveOut,
@@ -26,6 +23,11 @@ pub enum Policy {
     /// The best of what can run takes their place: the gate decides again among those.
     #[default]
     Reroute,
+}
+
+impl Policy {
+    /// Every policy.
+    pub const ALL: [Policy; 3] = [Policy::LeaveOut, Policy::Renormalise, Policy::Reroute];
 }
 
 /// Splits what is missing into what approximations stand in for and what is lost.
@@ -147,8 +149,7 @@ impl FromStr for Policy {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let all = [Policy::LeaveOut, Policy::Renormalise, Policy::Reroute];
-        let found = all.into_iter().find(|policy| policy.to_string() == name);
+        let found = Policy::ALL.into_iter().find(|policy| policy.to_string() == name);
         found.ok_or_else(|| {
             format!("policy is {name:?}, expected leave-out, renormalise or reroute")
         })

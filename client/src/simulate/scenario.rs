@@ -59,7 +59,7 @@ pub struct Device {
     /// The pack whose approximations stand in for experts that can run nowhere, relative to the scenario's file.
     pub standins: Option<PathBuf>,
     /// How to go on without an expert.
-    #[serde(default = "reroute", deserialize_with = "parsed")]
+    #[serde(default, deserialize_with = "parsed")]
     pub policy: Policy,
     /// The longest that one token may wait for the server.
     pub deadline: Time,
@@ -138,10 +138,6 @@ impl ServerChange {
 
 /// The link over which nothing passes.
 pub const CUT: &str = "cut";
-
-fn reroute() -> Policy {
-    Policy::Reroute
-}
 
 fn budget<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Budget>, D::Error> {
     parsed(deserializer).map(Some)

@@ -45,8 +45,6 @@ fn in_words<S: Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok, S::E
     serializer.collect_str(policy)
 }
 
-const POLICIES: [Policy; 3] = [Policy::LeaveOut, Policy::Renormalise, Policy::Reroute];
-
 impl FromStr for Sweep {
     type Err = Error;
 
@@ -60,7 +58,7 @@ impl FromStr for Sweep {
 impl Sweep {
     /// How many points it has.
     pub fn points(&self) -> usize {
-        self.cache.len() * POLICIES.len()
+        self.cache.len() * Policy::ALL.len()
     }
 }
 
@@ -81,7 +79,7 @@ pub fn sweep(
         return Err(Error::NoCache);
     }
     let mut points = Vec::with_capacity(sweep.points());
-    for policy in POLICIES {
+    for policy in Policy::ALL {
         for &cache in &sweep.cache {
             let rows = cut_half_way(&calm(scenario, cache, policy))?;
             let (nll, nll_full) = (mean(&rows, |row| row.nll), mean(&rows, |row| row.nll_full));
