@@ -89,7 +89,6 @@ impl Moe<'_> {
             let landed = flight.land().await;
             *self.patience = patience.saturating_sub(waiting.elapsed());
             work.extend(self.merge(landed, &mut failed));
-            work = regroup(work);
         }
         self.admit(&missing)?;
         self.repair(&missing)?;
@@ -368,18 +367,4 @@ fn add_mean(mean: &[f32], rows: &[(u32, f32)], sums: &mut [f64]) {
         let sums = &mut sums[row as usize * mean.len()..][..mean.len()];
         sums.iter_mut().zip(mean).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
     }
-}
-
-/// Groups from several sites, one an expert again.
-fn regroup(mut groups: Vec<Group>) -> Vec<Group> {
-    groups.sort_by_key(|group| group.expert);
-    groups.dedup_by(|later, kept| {
-        let same = later.expert == kept.expert;
-        if same {
-            kept.rows.append(&mut later.rows);
-            kept.rows.sort_unstable_by_key(|row| row.0);
-        }
-        same
-    });
-    groups
 }
