@@ -8,7 +8,7 @@ use outrigger_experts::{
     Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
     Tensor, matmul, memory_limit,
 };
-use outrigger_router::{Gate, Group, Residency, Scoring};
+use outrigger_router::{Gate, Residency, Scoring};
 
 use crate::config::{Elsewhere, EngineConfig, OnMiss, Reply};
 use crate::error::{Error, Result};
@@ -30,7 +30,7 @@ pub struct Engine {
     pub(crate) model: Arc<Model>,
     pub(crate) store: ExpertStore,
     /// By layer and expert; empty where there is no approximation at all.
-    pub(crate) standins: Vec<Vec<Option<StandIn>>>,
+    standins: Vec<Vec<Option<StandIn>>>,
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) gate: Gate,
@@ -195,14 +195,10 @@ impl Engine {
         &self.store
     }
 
-    /// Which of the `missing` experts of `layer` an approximation on the device can stand in for right now, by expert id.
-    pub(crate) fn standins(&self, layer: usize, missing: &[Group]) -> Vec<bool> {
-        let Some(layer) = self.standins.get(layer) else { return Vec::new() };
-        let mut whole = vec![false; layer.len()];
-        for expert in missing.iter().map(|group| usize::from(group.expert)) {
-            whole[expert] = layer[expert].as_ref().is_some_and(StandIn::is_whole);
-        }
-        whole
+    /// The approximation of an expert, if there is one that can stand in for it right now.
+    pub(crate) fn standin(&self, layer: usize, expert: u16) -> Option<&StandIn> {
+        let standin = self.standins.get(layer)?[usize::from(expert)].as_ref();
+        standin.filter(|standin| standin.is_whole())
     }
 
     /// Where each expert of `layer` is, in the router's words.

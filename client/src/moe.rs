@@ -7,7 +7,7 @@ use outrigger_experts::{
 };
 use outrigger_router::{
     Costs, Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place,
-    repair, stand_in,
+    repair,
 };
 use tokio::time::Instant;
 
@@ -281,23 +281,28 @@ impl Moe<'_> {
         Ok(())
     }
 
-    /// Adds the approximations of experts that cannot run.
-    fn run_standins(&mut self, groups: &[Group]) {
-        let standins = &self.engine.standins;
+    /// Adds the approximations of experts that cannot run; gives back those that have none. What is stood in for
+    /// survives, and does not count into coverage.
+    fn run_standins(&mut self, missing: &[Group]) -> Vec<Group> {
+        let engine = self.engine;
         let MoeScratch { ffn, sum, stood_in, .. } = &mut *self.scratch;
-        let mut copies = Vec::new();
-        for group in groups {
+        let (mut copies, mut lost) = (Vec::new(), Vec::new());
+        for group in missing {
+            match engine.standin(self.layer, group.expert) {
+                Some(StandIn::Copy(tensors)) => copies.push(runnable(tensors, &group.rows)),
+                Some(StandIn::Mean(mean)) => add_mean(&mean.to_f32(), &group.rows, &mut sum.sums),
+                None => {
+                    lost.push(group.clone());
+                    continue;
+                }
+            }
             for &(row, weight) in &group.rows {
                 stood_in[row as usize] += f64::from(weight);
             }
-            match &standins[self.layer][usize::from(group.expert)] {
-                Some(StandIn::Copy(tensors)) => copies.push(runnable(tensors, &group.rows)),
-                Some(StandIn::Mean(mean)) => add_mean(&mean.to_f32(), &group.rows, &mut sum.sums),
-                None => unreachable!("the router names only those that are there"),
-            }
         }
-        run_experts(&self.engine.pool, self.h, &copies, ffn, &mut sum.sums);
-        self.pass.tally.standin += calls(groups);
+        run_experts(&engine.pool, self.h, &copies, ffn, &mut sum.sums);
+        self.pass.tally.standin += calls(missing) - calls(&lost);
+        lost
     }
 
     /// Adds the experts' sums to the residual stream.
@@ -323,8 +328,7 @@ impl Moe<'_> {
         let experts = || missing.iter().map(|group| group.expert).collect::<Vec<_>>();
         tracing::debug!(token = self.token, layer = self.layer, experts = ?experts(), "missing");
         let engine = self.engine;
-        let (stood, lost) = stand_in(missing, &engine.standins(self.layer, missing));
-        self.run_standins(&stood);
+        let lost = self.run_standins(missing);
         engine.residency(self.layer, &mut self.scratch.residency);
         let here: Vec<bool> =
             self.scratch.residency.iter().map(|place| *place != Residency::Absent).collect();

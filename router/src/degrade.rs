@@ -30,15 +30,6 @@ impl Policy {
     pub const ALL: [Policy; 3] = [Policy::LeaveOut, Policy::Renormalise, Policy::Reroute];
 }
 
-/// Splits what is missing into what approximations stand in for and what is lost.
-///
-/// `standins` says by expert whether there is an approximation of it; experts past its end have none. What is stood in
-/// for counts as surviving in [`repair`], and not in [`coverage`](crate::coverage).
-pub fn stand_in(missing: &[Group], standins: &[bool]) -> (Vec<Group>, Vec<Group>) {
-    let has = |group: &Group| standins.get(usize::from(group.expert)) == Some(&true);
-    missing.iter().cloned().partition(has)
-}
-
 /// What [`repair`] makes of the rows that miss something.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Repair {

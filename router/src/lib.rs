@@ -29,7 +29,7 @@ mod placement;
 mod prior;
 
 pub use combine::{Partial, combine, coverage};
-pub use degrade::{Policy, Repair, repair, stand_in};
+pub use degrade::{Policy, Repair, repair};
 pub use gate::{Gate, Routing, Scoring};
 pub use link::{Failure, Link, State};
 pub use placement::{Costs, Group, Placement, Residency, Site, group, place};

@@ -234,11 +234,3 @@ fn names_go_there_and_back() {
     let error = "leave_out".parse::<Policy>().expect_err("no such policy");
     assert!(error.contains("\"leave_out\""), "{error}");
 }
-
-#[test]
-fn what_has_a_stand_in_survives_and_the_rest_is_lost() {
-    let missing = [0, 2, 5].map(|expert| Group { expert, rows: vec![(0, 0.25), (3, 0.5)] });
-    let (stood, lost) = stand_in(&missing, &[true, true, false]);
-    assert_eq!(stood, missing[..1]);
-    assert_eq!(lost, missing[1..]);
-}
