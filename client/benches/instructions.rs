@@ -12,7 +12,7 @@ use outrigger::{Engine, EngineConfig, SamplerConfig};
 use outrigger_experts::{Activations, GgmlType, Mat, Pool, matmul, quantize};
 use outrigger_proto::encoding::{decode, decode_sums, encode_f48, encode_q8_k};
 use outrigger_proto::v1::Encoding;
-use outrigger_router::{Costs, Gate, Partial, Residency, Scoring, Site, combine, group, place};
+use outrigger_router::{Gate, Partial, Residency, Scoring, Site, combine, group, place};
 
 const WORK: [(&str, fn()); 9] = [
     ("one row of Q4_K", || product(GgmlType::Q4_K, 1)),
@@ -71,12 +71,12 @@ fn layer() {
     let holds = vec![true; n_experts];
     let (trip, per_row) = (Duration::from_millis(5), Duration::from_micros(100));
     let sites = [1, 2].map(|server| Site { server, holds: &holds, trip, per_row });
-    let costs = Costs { cold_load: Duration::from_millis(1) };
+    let cold_load = Duration::from_millis(1);
     let mut local = Partial::zeros(rows, width);
     let mut parts = [(2, local.clone()), (1, local.clone())];
     count(|| {
         let groups = group(&gate.route(black_box(&logits)));
-        let placement = place(&groups, &residency, &sites, &costs);
+        let placement = place(&groups, &residency, &sites, cold_load);
         local.cover(&placement.local);
         combine(&mut local, black_box(&mut parts));
     });

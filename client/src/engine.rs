@@ -202,15 +202,14 @@ impl Engine {
     }
 
     /// Where each expert of `layer` is, in the router's words.
-    pub(crate) fn residency(&self, layer: usize, out: &mut Vec<Residency>) {
-        out.clear();
-        let mut here = Vec::new();
-        self.store.residency(layer, &mut here);
-        out.extend(here.into_iter().map(|residency| match residency {
+    pub(crate) fn residency(&self, layer: usize) -> Vec<Residency> {
+        let here = self.store.residency(layer).into_iter();
+        here.map(|residency| match residency {
             outrigger_experts::Residency::Hot => Residency::Hot,
             outrigger_experts::Residency::Cold => Residency::Cold,
             outrigger_experts::Residency::Absent => Residency::Absent,
-        }));
+        })
+        .collect()
     }
 
     /// The weight of the shared expert for each row: the sigmoid of its own gate (Qwen2-MoE).

@@ -6,8 +6,7 @@ use outrigger_experts::{
     ActFormat, Activations, ExpertTensors, FfnScratch, Pool, StandIn, run_experts,
 };
 use outrigger_router::{
-    Costs, Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place,
-    repair,
+    Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place, repair,
 };
 use tokio::time::Instant;
 
@@ -22,7 +21,6 @@ use crate::pass::Pass;
 pub(crate) struct MoeScratch {
     pub(crate) router_logits: Vec<f32>,
     routing: Routing,
-    residency: Vec<Residency>,
     ffn: FfnScratch,
     /// The shared expert's output, `[rows, width]`.
     shared: Vec<f64>,
@@ -106,9 +104,8 @@ impl Moe<'_> {
         let strength = if engine.fleet.any_up() { 0.0 } else { engine.config.prior };
         let mut resident = Vec::new();
         if strength > 0.0 {
-            engine.residency(self.layer, &mut self.scratch.residency);
             let hot = |residency: &Residency| *residency == Residency::Hot;
-            resident.extend(self.scratch.residency.iter().map(hot));
+            resident.extend(engine.residency(self.layer).iter().map(hot));
         }
         let scratch = &mut *self.scratch;
         let prior = (strength > 0.0).then_some(Prior { resident: &resident, strength });
@@ -121,16 +118,15 @@ impl Moe<'_> {
         reset(&engine.pool, &mut scratch.stood_in, rows, 1);
     }
 
-    fn place(&mut self, work: &[Group], failed: &[u16]) -> Placement {
+    fn place(&self, work: &[Group], failed: &[u16]) -> Placement {
         let engine = self.engine;
-        engine.residency(self.layer, &mut self.scratch.residency);
-        let costs = Costs { cold_load: engine.store.cold_load(self.layer) };
         // An answer that nobody would wait for is not asked for.
         let roster = match self.patience.is_zero() {
             true => Roster::default(),
             false => engine.fleet.roster(failed),
         };
-        place(work, &self.scratch.residency, &roster.sites(self.layer), &costs)
+        let cold_load = engine.store.cold_load(self.layer);
+        place(work, &engine.residency(self.layer), &roster.sites(self.layer), cold_load)
     }
 
     fn outgoing(&mut self, shares: Vec<(u16, Vec<Group>)>) -> Outgoing<'_> {
@@ -329,9 +325,8 @@ impl Moe<'_> {
         tracing::debug!(token = self.token, layer = self.layer, experts = ?experts(), "missing");
         let engine = self.engine;
         let lost = self.run_standins(missing);
-        engine.residency(self.layer, &mut self.scratch.residency);
-        let here: Vec<bool> =
-            self.scratch.residency.iter().map(|place| *place != Residency::Absent).collect();
+        let residency = engine.residency(self.layer);
+        let here: Vec<bool> = residency.iter().map(|place| *place != Residency::Absent).collect();
         let policy = engine.config.policy;
         let repair = repair(policy, &engine.gate, &self.scratch.routing, &lost, &here);
         self.scratch.sum.rescale(&repair.scale);

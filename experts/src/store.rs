@@ -95,22 +95,21 @@ impl ExpertStore {
         Ok(store)
     }
 
-    /// Where each expert of a layer is, by expert id; replaces what `out` held.
+    /// Where each expert of a layer is, by expert id.
     ///
     /// # Panics
     /// If the model has no such layer.
-    pub fn residency(&self, layer: usize, out: &mut Vec<Residency>) {
+    pub fn residency(&self, layer: usize) -> Vec<Residency> {
         let elsewhere = match self.elsewhere {
             Elsewhere::Cold => Residency::Cold,
             Elsewhere::Absent => Residency::Absent,
         };
-        let state = self.lock();
-        out.clear();
-        out.extend(state.presence[layer].iter().map(|presence| match presence {
+        let residency = |presence: &Presence| match presence {
             Presence::In | Presence::Promised => Residency::Hot,
             Presence::Out | Presence::Reading => elsewhere,
             Presence::Lost => Residency::Absent,
-        }));
+        };
+        self.lock().presence[layer].iter().map(residency).collect()
     }
 
     /// Pins `experts` in memory until the answer is dropped, and starts to read all those that are not there:

@@ -74,7 +74,7 @@ impl Fixture {
             for tensor in layer.tensors() {
                 pages.extend([tensor.range().start / PAGE, (tensor.range().end - 1) / PAGE]);
             }
-            let residency = residency(store, l);
+            let residency = store.residency(l);
             for e in (0..self.n_experts()).filter(|&e| residency[e] == Residency::Hot) {
                 let ExpertTensors { gate_proj, up_proj, down_proj } = layer.expert(e);
                 for tensor in [gate_proj, up_proj, down_proj] {
@@ -129,12 +129,6 @@ fn all<'a>(pinned: &mut Pinned<'a>) -> Vec<(u16, ExpertTensors)> {
 fn touch(store: &ExpertStore, layer: usize, experts: &[u16]) -> Vec<u16> {
     let mut pinned = store.acquire(layer, experts).unwrap();
     all(&mut pinned).into_iter().map(|(expert, _)| expert).collect()
-}
-
-fn residency(store: &ExpertStore, layer: usize) -> Vec<Residency> {
-    let mut out = vec![Residency::Hot; 3];
-    store.residency(layer, &mut out);
-    out
 }
 
 /// xorshift64*: the tests need no more, and print their seeds by having constant ones.
@@ -209,10 +203,10 @@ fn evicted_experts_turn_cold_and_used_ones_hot() {
     let fixture = Fixture::new();
     let four = Budget::Bytes(4 * fixture.all_experts_bytes() / fixture.n_experts() as u64);
     let store = fixture.store(four, Elsewhere::Cold);
-    assert_eq!(residency(&store, 0), [Residency::Cold; 32]);
+    assert_eq!(store.residency(0), [Residency::Cold; 32]);
     touch(&store, 0, &[1, 2, 3, 4]);
     touch(&store, 0, &[1, 9]);
-    let now = residency(&store, 0);
+    let now = store.residency(0);
     for expert in 0..32 {
         let expected =
             if [1, 3, 4, 9].contains(&expert) { Residency::Hot } else { Residency::Cold };
@@ -244,7 +238,7 @@ fn shrinking_gives_memory_back_at_once_and_what_is_in_use_later() {
 fn a_budget_for_all_is_hot_from_the_start_and_reads_at_first_use() {
     let fixture = Fixture::new();
     let store = fixture.store(Budget::Fraction(1.0), Elsewhere::Cold);
-    assert_eq!(residency(&store, 5), [Residency::Hot; 32]);
+    assert_eq!(store.residency(5), [Residency::Hot; 32]);
     assert!(fixture.rss() < fixture.all_experts_bytes() as usize / 10, "nothing is read at open");
     assert_eq!(touch(&store, 5, &[7, 8]), [7, 8]);
     assert!(fixture.rss() >= 2 * store.expert_bytes(5));
@@ -260,7 +254,7 @@ fn absent_experts_are_refused_until_they_are_admitted() {
     let fixture = Fixture::new();
     let store = fixture.store(Budget::Fraction(0.25), Elsewhere::Absent);
     for layer in 0..fixture.layers() {
-        let now = residency(&store, layer);
+        let now = store.residency(layer);
         assert_eq!(
             (&now[..8], &now[8..]),
             (&[Residency::Hot; 8][..], &[Residency::Absent; 24][..])
@@ -275,7 +269,7 @@ fn absent_experts_are_refused_until_they_are_admitted() {
     // Only expert 7 is not in use: one of the two can take its place.
     store.admit(1, &[20, 21]).unwrap();
     drop(pinned);
-    let now = residency(&store, 1);
+    let now = store.residency(1);
     assert_eq!((now[20], now[21], now[7]), (Residency::Hot, Residency::Absent, Residency::Absent));
     assert_eq!(touch(&store, 1, &[20]), [20]);
 
@@ -299,7 +293,7 @@ fn a_file_that_is_cut_off_costs_experts_and_not_the_process() {
         let refused = pinned.refused().iter().find(|r| r.expert == expert).unwrap();
         assert!(matches!(*refused.why, Error::Truncated { .. }), "{expert}: {}", refused.why);
     }
-    let now = residency(&store, 4);
+    let now = store.residency(4);
     assert_eq!((now[5], now[6], now[30]), ([Residency::Absent; 3]).into());
     drop(pinned);
 
@@ -307,7 +301,7 @@ fn a_file_that_is_cut_off_costs_experts_and_not_the_process() {
     fixture.cut_off(fixture.file.len());
     assert_eq!(store.acquire(4, &[5]).unwrap().refused().len(), 1);
     store.admit(4, &[5, 30]).unwrap();
-    assert_eq!(residency(&store, 4)[5], Residency::Absent);
+    assert_eq!(store.residency(4)[5], Residency::Absent);
     assert_eq!(touch(&store, 0, &[5]), [5]);
 }
 
@@ -335,7 +329,7 @@ fn what_nobody_waited_for_gives_its_memory_back_too() {
     let store = fixture.store(Budget::Bytes(0), Elsewhere::Cold);
     drop(store.acquire(1, &[1, 2, 3]).unwrap());
     fixture.check_memory(&store, 0);
-    assert_eq!(residency(&store, 1), [Residency::Cold; 32]);
+    assert_eq!(store.residency(1), [Residency::Cold; 32]);
     assert_eq!(touch(&store, 1, &[2]), [2]);
 }
 
@@ -375,7 +369,7 @@ fn threads_share_a_store() {
             for step in 0..500 {
                 store.admit(random.below(2), &random.experts(32)).unwrap();
                 store.resize(fixture.all_experts_bytes() / if step % 2 == 0 { 10 } else { 7 });
-                store.residency(0, &mut Vec::new());
+                store.residency(0);
             }
         });
     });

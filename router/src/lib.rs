@@ -32,5 +32,5 @@ pub use combine::{Partial, combine, coverage};
 pub use degrade::{Policy, Repair, repair};
 pub use gate::{Gate, Routing, Scoring};
 pub use link::{Failure, Link, State};
-pub use placement::{Costs, Group, Placement, Residency, Site, group, place};
+pub use placement::{Group, Placement, Residency, Site, group, place};
 pub use prior::{Prior, favoured};

@@ -42,13 +42,6 @@ pub struct Site<'a> {
     pub per_row: Duration,
 }
 
-/// What the device's own ways cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Costs {
-    /// Bringing one expert from the local file into memory.
-    pub cold_load: Duration,
-}
-
 /// Where the pending groups go: each is in exactly one list.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Placement {
@@ -72,7 +65,7 @@ pub fn group(routing: &Routing) -> Vec<Group> {
 ///
 /// Absent experts go to a site that holds them. Cold ones go where they cost less: asking a site
 /// costs its per-row time, and its trip so far as nothing else waits that long anyway; not asking
-/// costs one load an expert. Among sites with the same expert the layer's end decides. The answer
+/// costs `cold_load` an expert, which brings it from the local file into memory. Among sites with the same expert the layer's end decides. The answer
 /// depends neither on the order of `sites` nor on anything but the arguments.
 ///
 /// Experts past the end of `residency` are absent.
@@ -80,7 +73,7 @@ pub fn place(
     pending: &[Group],
     residency: &[Residency],
     sites: &[Site<'_>],
-    costs: &Costs,
+    cold_load: Duration,
 ) -> Placement {
     let mut fleet = Fleet::new(sites);
     let (mut local, mut missing) = (Vec::new(), Vec::new());
@@ -96,7 +89,7 @@ pub fn place(
         }
     }
     fleet.spread(absent);
-    let asked = fleet.worth_asking(&mut cold, costs);
+    let asked = fleet.worth_asking(&mut cold, cold_load);
     fleet.spread(asked);
     local.append(&mut cold);
     Placement { local: by_expert(local), remote: fleet.into_remote(), missing: by_expert(missing) }
@@ -162,9 +155,9 @@ impl<'a> Fleet<'a> {
     ///
     /// A trip pays for itself only if the loads that it saves are worth it together, so sites are
     /// opened one by one, the most profitable first, until none saves anything.
-    fn worth_asking(&self, cold: &mut Vec<&'a Group>, costs: &Costs) -> Vec<&'a Group> {
+    fn worth_asking(&self, cold: &mut Vec<&'a Group>, cold_load: Duration) -> Vec<&'a Group> {
         let saved = |site: &Site<'_>, group: &Group| match site.holds_expert(group.expert) {
-            true => costs.cold_load.saturating_sub(site.row_time(group.rows.len())),
+            true => cold_load.saturating_sub(site.row_time(group.rows.len())),
             false => Duration::ZERO,
         };
         let mut waited = self.finish;

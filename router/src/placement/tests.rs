@@ -39,7 +39,7 @@ fn placed(
     cold_load: Duration,
 ) -> Placement {
     let sites: Vec<Site<'_>> = servers.iter().map(Server::site).collect();
-    place(pending, residency, &sites, &Costs { cold_load })
+    place(pending, residency, &sites, cold_load)
 }
 
 fn experts(groups: &[Group]) -> Vec<u16> {
