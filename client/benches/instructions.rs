@@ -55,10 +55,9 @@ fn product(ty: GgmlType, n: usize) {
     quantize(ty, &noise(rows * cols), &mut bytes);
     let mut x = Activations::new(cols);
     x.set(&noise(n * cols));
-    x.quantize(ty.act_format());
     let mut out = vec![0.0; n * rows];
     let pool = Pool::new(1);
-    count(|| matmul(&pool, Mat { ty, rows, cols, bytes: &bytes }, &x, black_box(&mut out)));
+    count(|| matmul(&pool, Mat { ty, rows, cols, bytes: &bytes }, &mut x, black_box(&mut out)));
 }
 
 /// The router's part of a layer: 8 rows to 8 of 128 experts each, half of which are on one of two servers.

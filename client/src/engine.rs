@@ -5,8 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_experts::{
-    Activations, CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn,
-    Tensor, matmul, memory_limit,
+    CacheStats, ExpertStore, Fingerprint, Gating, Model, ModelSpec, Pool, StandIn, memory_limit,
 };
 use outrigger_router::{Gate, Residency, Scoring};
 
@@ -210,15 +209,6 @@ impl Engine {
             outrigger_experts::Residency::Absent => Residency::Absent,
         })
         .collect()
-    }
-
-    /// The weight of the shared expert for each row: the sigmoid of its own gate (Qwen2-MoE).
-    pub(crate) fn shared_weights(&self, gate: &Tensor, h: &mut Activations) -> Vec<f32> {
-        let mut logits = vec![0.0; h.rows()];
-        h.quantize_with(&self.pool, gate.ty().act_format());
-        matmul(&self.pool, gate.mat(), h, &mut logits);
-        logits.iter_mut().for_each(|logit| *logit = 1.0 / (1.0 + (-*logit).exp()));
-        logits
     }
 }
 

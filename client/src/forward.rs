@@ -189,7 +189,6 @@ impl Forward<'_> {
         let Scratch { h, q, k, v, .. } = &mut *self.scratch;
         let (pool, rows) = (&self.engine.pool, h.rows());
         for (weight, out) in [(&tensors.q, &mut *q), (&tensors.k, &mut *k), (&tensors.v, &mut *v)] {
-            h.quantize_with(pool, weight.ty().act_format());
             out.resize(rows * weight.rows(), 0.0);
         }
         let all = &mut [
@@ -208,7 +207,6 @@ impl Forward<'_> {
 
 /// out = W h, `[rows, w.rows()]`.
 fn multiply(engine: &Engine, weight: &Tensor, h: &mut Activations, out: &mut Vec<f32>) {
-    h.quantize_with(&engine.pool, weight.ty().act_format());
     out.resize(h.rows() * weight.rows(), 0.0);
     matmul(&engine.pool, weight.mat(), h, out);
 }

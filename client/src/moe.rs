@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use outrigger_experts::{
-    ActFormat, Activations, ExpertTensors, FfnScratch, Pool, StandIn, run_experts,
+    ActFormat, Activations, ExpertTensors, FfnScratch, Pool, StandIn, matmul, run_experts,
 };
 use outrigger_router::{
     Group, Partial, Placement, Prior, Residency, Routing, combine, favoured, group, place, repair,
@@ -143,10 +143,12 @@ impl Moe<'_> {
         self.engine.model.experts[self.layer].input_format()
     }
 
-    /// The shared expert is one more expert, whose weight is the sigmoid of its own gate.
+    /// The shared expert is one more expert, whose weight is the sigmoid of its own gate (Qwen2-MoE).
     fn run_shared(&mut self) {
         let Some(shared) = &self.engine.model.layers[self.layer].shared else { return };
-        let weights = self.engine.shared_weights(&shared.gate_inp, self.h);
+        let mut logits = vec![0.0; self.h.rows()];
+        matmul(&self.engine.pool, shared.gate_inp.mat(), self.h, &mut logits);
+        let weights = logits.into_iter().map(|logit| 1.0 / (1.0 + (-logit).exp()));
         let rows: Vec<_> = (0..).zip(weights).collect();
         let group = outrigger_experts::Group {
             gate_proj: shared.gate_proj.mat(),

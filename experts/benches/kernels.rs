@@ -55,7 +55,7 @@ fn product(
     w: Mat<'_>,
     n: usize,
     how: &str,
-    matmul: impl Fn(&Activations, &mut [f32]),
+    matmul: impl Fn(&mut Activations, &mut [f32]),
 ) {
     let (name, throughput) = match n {
         1 => ("one row".to_owned(), Throughput::Bytes(w.bytes.len() as u64)),
@@ -70,7 +70,7 @@ fn product(
     x.quantize(w.ty.act_format());
     let mut out = vec![0.0; n * w.rows];
     group.bench_function(BenchmarkId::new(w.ty.name(), how), |bencher| {
-        bencher.iter(|| matmul(black_box(&x), black_box(&mut out)));
+        bencher.iter(|| matmul(black_box(&mut x), black_box(&mut out)));
     });
 }
 

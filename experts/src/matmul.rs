@@ -15,11 +15,11 @@ const MIN_TASK_BYTES: usize = 16 << 10;
 /// of the kernels.
 const PANEL: usize = 32;
 
-/// `out[i, r] = w[r] · x[i]`; `out` is `[x.rows(), w.rows]`. `x` must hold the form that `w.ty` wants.
+/// `out[i, r] = w[r] · x[i]`; `out` is `[x.rows(), w.rows]`. `x` is quantised as `w.ty` wants, where it is not yet.
 ///
 /// # Panics
-/// Where a shape does not fit or `x` lacks the form.
-pub fn matmul(pool: &Pool, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
+/// Where a shape does not fit.
+pub fn matmul(pool: &Pool, w: Mat<'_>, x: &mut Activations, out: &mut [f32]) {
     matmul_many(pool, &mut [(w, out)], x);
 }
 
@@ -27,7 +27,7 @@ pub fn matmul(pool: &Pool, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
 ///
 /// # Panics
 /// As [`matmul`].
-pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &Activations) {
+pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &mut Activations) {
     let kernels = Kernels::best();
     let bytes = products.iter().map(|(w, _)| w.bytes.len()).sum::<usize>();
     let share = task_bytes(pool, bytes);
@@ -35,9 +35,10 @@ pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &Acti
     for (w, out) in products.iter() {
         check(w, x);
         assert_eq!(out.len(), x.rows() * w.rows, "outputs of {} rows by {}", x.rows(), w.rows);
+        x.quantize_with(pool, w.ty.act_format());
         tasks += w.rows.div_ceil(task_rows(w, share));
     }
-    let products = SharedMut::new(products);
+    let (products, x) = (SharedMut::new(products), &*x);
     pool.run(tasks, &|mut task| {
         for p in 0.. {
             let product = products.at(p);
@@ -60,7 +61,7 @@ pub fn matmul_many(pool: &Pool, products: &mut [(Mat<'_>, &mut [f32])], x: &Acti
     });
 }
 
-/// [`matmul`] with given kernels on this thread.
+/// [`matmul`] with given kernels on this thread, of what is quantised already.
 pub(crate) fn single(kernels: &Kernels, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
     check(&w, x);
     assert_eq!(out.len(), x.rows() * w.rows, "outputs of {} rows by {}", x.rows(), w.rows);

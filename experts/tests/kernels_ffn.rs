@@ -155,11 +155,10 @@ fn several_matrices_in_one_region_equal_each_alone() {
     let weights = shapes.map(|(ty, rows)| Weights::new(ty, rows, N_EMBD, rows as u32));
     let mut x = Activations::new(N_EMBD);
     x.set(&noise(40 * N_EMBD, 8));
-    x.quantize(GgmlType::Q4_K.act_format());
     let mut outs = shapes.map(|(_, rows)| vec![f32::NAN; 40 * rows]);
     let mut products: Vec<(Mat<'_>, &mut [f32])> =
         weights.iter().zip(&mut outs).map(|(w, out)| (w.mat(), &mut out[..])).collect();
-    matmul_many(&Pool::new(3), &mut products, &x);
+    matmul_many(&Pool::new(3), &mut products, &mut x);
     for (w, out) in weights.iter().zip(&outs) {
         let mut alone = vec![0.0; out.len()];
         Kernels::best().matmul(w.mat(), &x, &mut alone);

@@ -191,8 +191,8 @@ fn the_pool_multiplies_codes_too() {
     x.quantize(ActFormat::Q8_0);
     let w = Mat { ty, rows, cols, bytes: &bytes };
     let (mut one, mut two) = (vec![0.0; 3 * rows], vec![0.0; 3 * rows]);
-    matmul(&Pool::new(1), w, &x, &mut one);
-    matmul(&Pool::new(3), w, &x, &mut two);
+    matmul(&Pool::new(1), w, &mut x, &mut one);
+    matmul(&Pool::new(3), w, &mut x, &mut two);
     assert_eq!(one, two);
     assert!(one.iter().any(|y| *y != 0.0));
 }

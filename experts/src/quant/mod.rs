@@ -186,7 +186,8 @@ impl Kernels {
         self.name
     }
 
-    /// `out[i, r] = w[r] · x[i]` on this thread; see [`crate::matmul`], which is for use.
+    /// `out[i, r] = w[r] · x[i]` on this thread, of an `x` that holds the form which `w.ty` wants; see [`crate::matmul`],
+    /// which is for use.
     pub fn matmul(&self, w: Mat<'_>, x: &Activations, out: &mut [f32]) {
         crate::matmul::single(self, w, x, out);
     }
