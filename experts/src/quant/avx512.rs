@@ -10,9 +10,10 @@ mod unpack;
 use std::arch::x86_64::*;
 
 use super::isa::Isa;
-use super::tiles::{float_tiles, quant_tiles};
+use super::tiles::float_tiles;
 use super::{Kernels, Tile, TileFn, vq};
 use floats::{BF16, F16, F32, float_dot, widen};
+use rows::Eights;
 
 pub(super) const KERNELS: Kernels = Kernels {
     name: "AVX-512 VNNI",
@@ -20,11 +21,11 @@ pub(super) const KERNELS: Kernels = Kernels {
     f32: f32_tile,
     f16: f16_tile,
     bf16: bf16_tile,
-    q8_0: q8_0_tile,
-    q4_0: q4_0_tile,
-    q4_k: q4_k_tile,
-    q5_k: q5_k_tile,
-    q6_k: q6_k_tile,
+    q8_0: quant_tile::<Blocks<false>>,
+    q4_0: quant_tile::<Blocks<true>>,
+    q4_k: quant_tile::<K<false>>,
+    q5_k: quant_tile::<K<true>>,
+    q6_k: quant_tile::<Q6K>,
     vq: vq::tile::<Q8>,
     widen,
     halves: kv::halves,
@@ -34,9 +35,9 @@ pub(super) const KERNELS: Kernels = Kernels {
 pub(super) static AMX_KERNELS: Kernels = Kernels {
     name: "AVX-512 VNNI, AMX",
     isa: Isa::Amx,
-    q4_k: amx_q4_k_tile,
-    q5_k: amx_q5_k_tile,
-    q6_k: amx_q6_k_tile,
+    q4_k: amx::tile::<K<false>>,
+    q5_k: amx::tile::<K<true>>,
+    q6_k: amx::tile::<Q6K>,
     ..KERNELS
 };
 
@@ -44,24 +45,34 @@ pub(super) static AMX_KERNELS: Kernels = Kernels {
 struct Q8;
 
 impl vq::Q8 for Q8 {
-    const TILE: TileFn = q8_0_tile;
+    const TILE: TileFn = quant_tile::<Blocks<false>>;
 }
+
+/// Q8_0, or Q4_0 where `NIBBLES`.
+struct Blocks<const NIBBLES: bool>;
+
+/// Q4_K, or Q5_K where `FIVE`.
+struct K<const FIVE: bool>;
+
+struct Q6K;
 
 /// A float weight row is widened once for this many activation rows.
 const BATCH: usize = 4;
 
 float_tiles!("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
-quant_tiles!(
-    "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni", rows::MAX_COLS,
-    q8_0_tile: rows::tile::<rows::Blocks<false>>, panel::tile::<unpack::Blocks<false>>;
-    q4_0_tile: rows::tile::<rows::Blocks<true>>, panel::tile::<unpack::Blocks<true>>;
-    q4_k_tile: rows::tile::<rows::K<false>>, panel::tile::<unpack::K<false>>;
-    q5_k_tile: rows::tile::<rows::K<true>>, panel::tile::<unpack::K<true>>;
-    q6_k_tile: rows::tile::<rows::Q6K>, panel::tile::<unpack::Q6K>;
-    amx_q4_k_tile: rows::tile::<rows::K<false>>, amx::tile::<unpack::K<false>>;
-    amx_q5_k_tile: rows::tile::<rows::K<true>>, amx::tile::<unpack::K<true>>;
-    amx_q6_k_tile: rows::tile::<rows::Q6K>, amx::tile::<unpack::Q6K>;
-);
+
+/// # Safety
+/// See `TileFn`.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn quant_tile<W: Eights>(tile: &Tile<'_>) {
+    // SAFETY: `TileFn`'s conditions.
+    unsafe {
+        match tile.x {
+            [x] if x.q.len() <= rows::MAX_COLS => rows::tile::<W>(tile, x),
+            _ => panel::tile::<W>(tile),
+        }
+    }
+}
 
 /// The sum of each vector. Not a closure for `map`: one would not be inlined there, and sums that go through memory
 /// hold up the next row's loads.

@@ -32,25 +32,4 @@ macro_rules! float_tiles {
     };
 }
 
-/// Defines tile functions for quantised types: of one for one activation row, if it is not too long, and of one for any.
-#[cfg(target_arch = "x86_64")]
-macro_rules! quant_tiles {
-    ($features:literal, $max_cols:expr, $($name:ident: $one:expr, $any:expr;)+) => {$(
-        /// # Safety
-        /// See `TileFn`.
-        #[target_feature(enable = $features)]
-        unsafe fn $name(tile: &Tile<'_>) {
-            // SAFETY: `TileFn`'s conditions.
-            unsafe {
-                match tile.x {
-                    [x] if x.q.len() <= $max_cols => $one(tile, x),
-                    _ => $any(tile),
-                }
-            }
-        }
-    )+};
-}
-
 pub(super) use float_tiles;
-#[cfg(target_arch = "x86_64")]
-pub(super) use quant_tiles;

@@ -9,9 +9,10 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::mem::offset_of;
 
-use super::load;
-use super::panel::{self, Lanes, Out, finish, panel_by_panel, vectors};
+use super::panel::{Lanes, Out, finish, panel_by_panel, vectors};
+use super::rows::Eights;
 use super::unpack::{Panel, ROWS, STEP, Unpack};
+use super::{load, quant_tile};
 use crate::activations::Lines;
 use crate::quant::{ActRow, Tile};
 
@@ -53,15 +54,15 @@ thread_local! {
     static PACKED: RefCell<Lines> = RefCell::default();
 }
 
-/// A tile of weights that `U` unpacks into super-blocks.
+/// A tile of weights of a K type.
 ///
 /// # Safety
 /// See `TileFn`.
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
+pub(super) unsafe fn tile<W: Eights>(tile: &Tile<'_>) {
     if tile.x.len() < MIN_ROWS {
         // SAFETY: `TileFn`'s conditions.
-        return unsafe { panel::tile::<U>(tile) };
+        return unsafe { quant_tile::<W>(tile) };
     }
     PACKED.with_borrow_mut(|room| {
         let x = packed(tile.x, room);
@@ -69,14 +70,14 @@ pub(super) unsafe fn tile<U: Unpack>(tile: &Tile<'_>) {
         // SAFETY: `TileFn`'s conditions: the machine has tiles, and the activation rows the blocks of the weight rows.
         unsafe {
             configure();
-            panel_by_panel::<U>(tile, |panel, b, _, sums, out| {
-                planes.fill::<U>(panel);
+            panel_by_panel::<W>(tile, |panel, b, _, sums, out| {
+                planes.fill::<W>(panel);
                 let groups = tile.x.len().div_ceil(GROUP);
                 let blocks = x[b * groups * GROUP_BYTES..].as_chunks::<GROUP_BYTES>().0;
                 let rows = tile.x.chunks(GROUP).zip(sums.chunks_mut(GROUP));
                 for (i, (block, (x, sums))) in blocks.iter().zip(rows).enumerate() {
                     planes.multiply(block, &mut products);
-                    products.finish::<U>(panel, x, b, sums, out.row(GROUP * i));
+                    products.finish::<W>(panel, x, b, sums, out.row(GROUP * i));
                 }
             });
             asm!(

@@ -7,7 +7,8 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::{across_512, across_pairs, half_shifts, load, or_bits};
+use super::unpack::Unpack;
+use super::{Blocks, K, Q6K, across_512, across_pairs, half_shifts, load, or_bits};
 use crate::quant::avx2::{across, k_minima, k_scales, prefetch, term, total};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::sums::LANES;
@@ -17,9 +18,7 @@ use crate::quant::{ActRow, Tile};
 pub(super) const MAX_COLS: usize = 32 << 10;
 
 /// A weight type by eight blocks, or what is left of a row.
-pub(super) trait Eights {
-    /// Bytes a block.
-    const BYTES: usize;
+pub(super) trait Eights: Unpack {
     /// Activations are wanted as [`paired`] orders them.
     const PAIRED: bool = false;
 
@@ -98,11 +97,7 @@ unsafe fn dot<E: Eights>(w: &[u8], x: &ActRow<'_>) -> f32 {
     total(sums)
 }
 
-/// Q4_K, or Q5_K where `FIVE`.
-pub(super) struct K<const FIVE: bool>;
-
 impl<const FIVE: bool> Eights for K<FIVE> {
-    const BYTES: usize = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
     const PAIRED: bool = true;
 
     #[inline]
@@ -185,12 +180,7 @@ unsafe fn k_block<const FIVE: bool>(w: *const u8, x: *const i8, scales: __m256i)
     ints
 }
 
-/// Q6_K.
-pub(super) struct Q6K;
-
 impl Eights for Q6K {
-    const BYTES: usize = q6_k::BYTES;
-
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[allow(clippy::needless_range_loop)]
@@ -256,12 +246,7 @@ unsafe fn q6_k_block(w: *const u8, x: *const i8, sums: *const i16) -> __m512i {
     }
 }
 
-/// Q8_0, or Q4_0 where `NIBBLES`.
-pub(super) struct Blocks<const NIBBLES: bool>;
-
 impl<const NIBBLES: bool> Eights for Blocks<NIBBLES> {
-    const BYTES: usize = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
-
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[allow(clippy::needless_range_loop)]

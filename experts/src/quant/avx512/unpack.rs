@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{load, or_bits};
+use super::{Blocks, K, Q6K, load, or_bits};
 use crate::quant::blocks::{q4_0, q4_k, q5_k, q6_k, q8_0};
 use crate::quant::source::Source;
 use crate::quant::sums::LANES;
@@ -57,9 +57,6 @@ pub(super) trait Unpack {
     /// They are there, and so are the instructions.
     unsafe fn unpack(source: &Source<ROWS>, count: usize, panel: &mut Panel);
 }
-
-/// Q4_K, or Q5_K where `FIVE`.
-pub(super) struct K<const FIVE: bool>;
 
 impl<const FIVE: bool> Unpack for K<FIVE> {
     const BYTES: usize = if FIVE { q5_k::BYTES } else { q4_k::BYTES };
@@ -127,8 +124,6 @@ fn k_scales(heads: [__m512i; 4], first: usize, panel: &mut Panel) {
     store_floats(&mut panel.dmin[first..], halves(_mm512_srli_epi32::<16>(both_d)));
 }
 
-pub(super) struct Q6K;
-
 impl Unpack for Q6K {
     const BYTES: usize = q6_k::BYTES;
     const BLOCKS: usize = 1;
@@ -179,9 +174,6 @@ impl Unpack for Q6K {
         }
     }
 }
-
-/// Q8_0, or Q4_0 where `NIBBLES`.
-pub(super) struct Blocks<const NIBBLES: bool>;
 
 impl<const NIBBLES: bool> Unpack for Blocks<NIBBLES> {
     const BYTES: usize = if NIBBLES { q4_0::BYTES } else { q8_0::BYTES };
