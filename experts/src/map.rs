@@ -240,31 +240,6 @@ impl Mapping {
         let _ = self.map.advise_range(Advice::NoHugePage, range.start, range.len());
     }
 
-    /// Bytes of the range, rounded outward to pages, that this process has mapped in memory now: from
-    /// `/proc/self/pagemap`, since `mincore` tells of the page cache, which is everybody's.
-    ///
-    /// # Errors
-    /// [`Error::Io`] where the system has no such table.
-    ///
-    /// # Panics
-    /// If the range leaves the file as it was mapped.
-    pub fn resident_bytes(&self, range: Range<usize>) -> Result<usize> {
-        use std::os::unix::fs::FileExt;
-        const PRESENT: u64 = 1 << 63;
-        self.check(&range);
-        let table_path = Path::new("/proc/self/pagemap");
-        let table = File::open(table_path).map_err(Error::io(table_path, "open"))?;
-        let page = page_size();
-        let base = self.map.as_ptr() as usize;
-        let pages = (base + range.start) / page..(base + range.end).div_ceil(page);
-        let mut entries = vec![0; pages.len() * 8];
-        table
-            .read_exact_at(&mut entries, pages.start as u64 * 8)
-            .map_err(Error::io(table_path, "read"))?;
-        let (entries, _) = entries.as_chunks::<8>();
-        Ok(page * entries.iter().filter(|&&e| u64::from_ne_bytes(e) & PRESENT != 0).count())
-    }
-
     fn check(&self, range: &Range<usize>) {
         assert!(
             range.start <= range.end && range.end <= self.len(),

@@ -1,4 +1,4 @@
-//! The trunk's arithmetic besides matrices: norms, rotary positions, softmax, activation functions, attention.
+//! Arithmetic besides matrices: norms, rotary positions, the activation function, attention.
 
 mod attention;
 mod kv;
@@ -28,11 +28,6 @@ multiversion! {
         }
     }
 
-    /// `a · b`.
-    pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
-        sum_of_products(a, b)
-    }
-
     /// `y += a * x`.
     pub fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x) {
@@ -47,27 +42,10 @@ multiversion! {
         }
     }
 
-    /// `x = x * sigmoid(x)`.
-    pub fn silu(x: &mut [f32]) {
-        for x in x {
-            *x /= 1.0 + exp(-*x);
-        }
-    }
-
-    /// `up = silu(gate) * up`.
+    /// `up = silu(gate) * up`, where `silu(x) = x * sigmoid(x)`.
     pub fn silu_times(gate: &[f32], up: &mut [f32]) {
         for (up, gate) in up.iter_mut().zip(gate) {
             *up *= gate / (1.0 + exp(-gate));
-        }
-    }
-
-    /// `x = exp(x) / sum(exp(x))`.
-    pub fn softmax(x: &mut [f32]) {
-        let most = greatest(x);
-        exp_all(x, most);
-        let sum = sum_of(x);
-        for x in x {
-            *x /= sum;
         }
     }
 

@@ -44,36 +44,19 @@ fn rms_norm_divides_by_the_root_mean_square() {
 fn silu_is_right_from_end_to_end() {
     let x: Vec<f32> = (-400..400).map(|i| i as f32 * 0.25).collect();
     let silu = |x: &f32| f64::from(*x) / (1.0 + (-f64::from(*x)).exp());
-    let mut ours = x.clone();
-    ops::silu(&mut ours);
-    assert_near(&ours, x.iter().map(silu), 1e-6);
     let mut products = noise(800, 3);
     let want: Vec<f64> = x.iter().zip(&products).map(|(x, up)| silu(x) * f64::from(*up)).collect();
     ops::silu_times(&x, &mut products);
     assert_near(&products, want.into_iter(), 1e-6);
-    let mut bad = [f32::NAN];
-    ops::silu(&mut bad);
+    let mut bad = [1.0];
+    ops::silu_times(&[f32::NAN], &mut bad);
     assert!(bad[0].is_nan());
 }
 
 #[test]
-fn softmax_sums_to_one_and_survives_large_values() {
-    for (n, scale) in [(1, 1.0), (7, 1.0), (64, 30.0), (1000, 500.0)] {
-        let x: Vec<f32> = noise(n, 4).iter().map(|x| x * scale).collect();
-        let mut ours = x.clone();
-        ops::softmax(&mut ours);
-        let most = wide(&x).into_iter().fold(f64::MIN, f64::max);
-        let sum: f64 = wide(&x).iter().map(|x| (x - most).exp()).sum();
-        assert_near(&ours, wide(&x).iter().map(|x| (x - most).exp() / sum), 1e-5);
-    }
-}
-
-#[test]
-fn sums_and_products_of_vectors() {
+fn sums_of_vectors() {
     for n in [1, 15, 16, 100, 2048] {
         let (a, b) = (noise(n, 5), noise(n, 6));
-        let dot: f64 = wide(&a).iter().zip(wide(&b)).map(|(a, b)| a * b).sum();
-        assert!((f64::from(ops::dot_f32(&a, &b)) - dot).abs() < 1e-4);
         let mut y = b.clone();
         ops::axpy(0.5, &a, &mut y);
         ops::add(&a, &mut y);
