@@ -16,7 +16,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
-pub use budget::{Budget, Elsewhere};
+pub use budget::Budget;
 pub use eviction::{Eviction, Lru};
 
 /// The decisions of the expert cache. It knows ids, sizes and pins; its caller moves the bytes.

@@ -23,7 +23,7 @@ pub mod vq;
 
 pub use activations::Activations;
 pub use bandwidth::read_bandwidth;
-pub use cache::{Budget, Cache, Decision, Elsewhere, Eviction, LayerStats, Lru};
+pub use cache::{Budget, Cache, Decision, Eviction, LayerStats, Lru};
 pub use error::{Error, Result};
 pub use ffn::{FfnScratch, Group, run_experts};
 pub use gguf::{Fingerprint, Gguf, Metadata};
@@ -36,6 +36,6 @@ pub use model::{
 };
 pub use pool::Pool;
 pub use quant::{ActFormat, Kernels, cpu_features, dequantize, quantize};
-pub use store::{CacheStats, ExpertStore, Pinned, Refused, Residency};
+pub use store::{CacheStats, Elsewhere, ExpertStore, Pinned, Refused, Residency};
 pub use tensor::{Tensor, checksum};
 pub use types::{GgmlType, Mat};

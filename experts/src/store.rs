@@ -13,15 +13,43 @@ mod pinned;
 mod rate;
 mod state;
 
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::cache::{Budget, Cache, Elsewhere, LayerStats};
+use crate::cache::{Budget, Cache, LayerStats};
 use crate::error::{Error, Result};
 use crate::model::{ExpertLayer, Model};
 use pages::LayerPages;
 pub use pinned::{Pinned, Refused};
 use state::{Presence, State};
+
+/// What the experts outside of the cache are, when the model file has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Elsewhere {
+    /// On the device's flash: they can be read when they are needed.
+    #[default]
+    Cold,
+    /// Not on the device, as if the file had been left on the server: only what is in the cache
+    /// can run here.
+    Absent,
+}
+
+impl FromStr for Elsewhere {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Elsewhere> {
+        match text {
+            "cold" => Ok(Elsewhere::Cold),
+            "absent" => Ok(Elsewhere::Absent),
+            _ => Err(Error::Setting {
+                what: "elsewhere",
+                found: text.to_owned(),
+                expected: "cold or absent",
+            }),
+        }
+    }
+}
 
 /// Where an expert is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

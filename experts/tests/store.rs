@@ -375,3 +375,11 @@ fn threads_share_a_store() {
     });
     fixture.check_memory(store, 0);
 }
+
+#[test]
+fn elsewhere_is_cold_or_absent() {
+    assert_eq!("cold".parse::<Elsewhere>().unwrap(), Elsewhere::Cold);
+    assert_eq!("absent".parse::<Elsewhere>().unwrap(), Elsewhere::Absent);
+    let error = "warm".parse::<Elsewhere>().unwrap_err().to_string();
+    assert!(error.contains("\"warm\"") && error.contains("cold or absent"), "{error}");
+}

@@ -1,4 +1,4 @@
-//! How much memory the expert cache may use, and what the experts outside of it are.
+//! How much memory the expert cache may use.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,17 +12,6 @@ pub enum Budget {
     Bytes(u64),
     /// This part, 0 to 1, of the bytes of all experts.
     Fraction(f64),
-}
-
-/// What the experts outside of the cache are, when the model file has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Elsewhere {
-    /// On the device's flash: they can be read when they are needed.
-    #[default]
-    Cold,
-    /// Not on the device, as if the file had been left on the server: only what is in the cache
-    /// can run here.
-    Absent,
 }
 
 impl Budget {
@@ -108,31 +97,6 @@ impl fmt::Display for Budget {
     }
 }
 
-impl FromStr for Elsewhere {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Elsewhere> {
-        match text {
-            "cold" => Ok(Elsewhere::Cold),
-            "absent" => Ok(Elsewhere::Absent),
-            _ => Err(Error::Setting {
-                what: "elsewhere",
-                found: text.to_owned(),
-                expected: "cold or absent",
-            }),
-        }
-    }
-}
-
-impl fmt::Display for Elsewhere {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Elsewhere::Cold => "cold",
-            Elsewhere::Absent => "absent",
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,7 +142,5 @@ mod tests {
         assert_eq!(Budget::Bytes(3 << 29).to_string(), "1.5 GiB");
         assert_eq!(Budget::Bytes(1000).to_string(), "1000 bytes");
         assert_eq!(Budget::Fraction(0.4).to_string(), "40%");
-        assert_eq!("absent".parse::<Elsewhere>().unwrap().to_string(), "absent");
-        assert!("warm".parse::<Elsewhere>().is_err());
     }
 }
