@@ -1,16 +1,10 @@
 //! Attention over cached keys and values against the formula in f64.
 
+mod common;
+
+use common::noise;
 use outrigger_experts::ops::{self, Attention, AttentionScratch, KvSide, KvTensor, KvType};
 use outrigger_experts::{GgmlType, Pool, dequantize, quantize};
-
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
 
 /// One head of one row in f64.
 fn naive(q: &[f32], k: &[f32], v: &[f32], scale: f64) -> Vec<f64> {

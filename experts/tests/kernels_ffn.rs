@@ -1,5 +1,8 @@
 //! Matrix products over the pool and the experts' FFN against naive f64.
 
+mod common;
+
+use common::noise;
 use outrigger_experts::{
     Activations, FfnScratch, GgmlType, Group, Kernels, Mat, Pool, dequantize, matmul_many,
     quantize, run_experts,
@@ -7,15 +10,6 @@ use outrigger_experts::{
 
 const N_EMBD: usize = 512;
 const N_FF: usize = 256;
-
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
 
 /// A weight matrix that owns its bytes.
 struct Weights {

@@ -1,15 +1,9 @@
 //! The trunk's arithmetic against the formulas in f64.
 
-use outrigger_experts::ops;
+mod common;
 
-fn noise(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    std::iter::repeat_with(next).take(n).collect()
-}
+use common::noise;
+use outrigger_experts::ops;
 
 #[track_caller]
 fn assert_near(ours: &[f32], want: impl Iterator<Item = f64>, tolerance: f64) {
