@@ -213,6 +213,7 @@ impl Kernels {
         // SAFETY: these are this machine's kernels, and the lengths agree.
         unsafe { (self.widen)(halves, out) };
     }
+
     /// `out[i, l] += sum over s of lines[s, l] * x[i, s]`: see [`HalvesFn`].
     pub(crate) fn halves(&self, lines: &[Line], x: &[f32], out: &mut [[f32; LANES]]) {
         assert_rows(lines.len(), x.len(), out.len());

@@ -1,5 +1,5 @@
-//! f32 to every weight type: round to nearest, plain minimum and maximum a block. Good enough for generated models
-//! and tests; a model for use is quantised by tools that search for better scales.
+//! f32 to every weight type but vector-quantised ones: round to nearest, plain minimum and maximum a block. Good enough for
+//! tests and benchmarks, which are all that uses it; a model for use is quantised by tools that search for better scales.
 
 use half::{bf16, f16};
 

@@ -87,25 +87,24 @@ fn block_dot<const BYTES: usize>(
 }
 
 fn q4_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
-    k_dot::<{ q4_k::BYTES }>(w, x, &q4_k::SCALES, |w, j, i| {
+    k_dot::<{ q4_k::BYTES }>(w, x, |w, j, i| {
         let q = w[q4_k::QS + 32 * (j / 2) + i];
         if j % 2 == 0 { q & 0x0f } else { q >> 4 }
     })
 }
 
 fn q5_k_dot(w: &[u8], x: ActRow<'_>) -> f32 {
-    k_dot::<{ q5_k::BYTES }>(w, x, &q5_k::SCALES, |w, j, i| {
+    k_dot::<{ q5_k::BYTES }>(w, x, |w, j, i| {
         let q = w[q5_k::QS + 32 * (j / 2) + i];
         let low = if j % 2 == 0 { q & 0x0f } else { q >> 4 };
         low | (((w[q5_k::QH + i] >> j) & 1) << 4)
     })
 }
 
-/// Q4_K and Q5_K: `value(block, j, i)` is value `i` of sub-block `j` of 32.
+/// Q4_K and Q5_K, whose blocks begin alike: `value(block, j, i)` is value `i` of sub-block `j` of 32.
 fn k_dot<const BYTES: usize>(
     w: &[u8],
     x: ActRow<'_>,
-    scales: &usize,
     value: impl Fn(&[u8], usize, usize) -> u8,
 ) -> f32 {
     let (blocks, _) = w.as_chunks::<BYTES>();
@@ -114,7 +113,7 @@ fn k_dot<const BYTES: usize>(
         let (q, sums) = (&x.q[256 * b..][..256], &x.sums[16 * b..][..16]);
         let (mut scaled, mut minima) = (0, 0);
         for j in 0..8 {
-            let (scale, min) = scale_min(j, &w[*scales..]);
+            let (scale, min) = scale_min(j, &w[q4_k::SCALES..]);
             let products = (0..32).map(|i| i32::from(value(w, j, i)) * i32::from(q[32 * j + i]));
             scaled += i32::from(scale) * products.sum::<i32>();
             minima += i32::from(min) * (i32::from(sums[2 * j]) + i32::from(sums[2 * j + 1]));
