@@ -66,10 +66,10 @@ fn a_full_disk_costs_the_new_pack_and_not_the_old() {
         return skipped("a_full_disk_costs_the_new_pack_and_not_the_old", "cannot mount a tmpfs");
     };
     let out = disk.path().join("pack.gguf");
-    std::fs::write(&out, b"what was there").expect("there is room for that");
+    std::fs::write(&out, b"GGUF that was there").expect("there is room for that");
     let error = error_of(&pack(&out).output().expect("it runs"));
     assert!(error.contains("pack.gguf") && error.contains("No space left"), "{error}");
-    assert_eq!(std::fs::read(&out).expect("it is there"), b"what was there");
+    assert_eq!(std::fs::read(&out).expect("it is there"), b"GGUF that was there");
 
     let mut run = outrigger();
     run.args(["run", "-p", "Once", "-n", "1", "--expert-cache", "25%", "--standins", "20%"]);

@@ -42,10 +42,10 @@ async fn only_a_server_that_proves_who_it_is_is_asked() {
     assert_eq!(coverage, 1.0, "{fault:?}");
     let (somebody_else, _) = certificate();
     let (coverage, fault) = first_coverage(port, "https", &somebody_else).await;
-    assert!(coverage < 1.0 && fault.is_some(), "an unknown authority: {fault:?}");
+    let why = fault.expect("it is not asked");
+    assert!(coverage < 1.0 && why.contains("invalid peer certificate"), "{why}");
     let (coverage, fault) = first_coverage(port, "http", &certificate_pem).await;
-    let why = fault.expect("it was refused");
-    assert!(coverage < 1.0 && why.contains("want https?"), "no TLS: {why}");
+    assert!(coverage < 1.0 && fault.is_some(), "no TLS: {fault:?}");
 }
 
 /// At once, and not only when the first server is called.
@@ -87,7 +87,6 @@ async fn a_device_that_is_asked_who_it_is_shows_its_certificate() {
     let (other_pem, other_key) = certificate();
     for stranger in [None, Some(TlsIdentity::from_pem(other_pem, other_key))] {
         let (coverage, fault) = first_coverage_as(stranger, port, "https", &server_pem).await;
-        let why = fault.expect("it was refused");
-        assert!(coverage < 1.0 && why.contains("want a client certificate?"), "{why}");
+        assert!(coverage < 1.0 && fault.is_some(), "{fault:?}");
     }
 }

@@ -84,8 +84,18 @@ pub(crate) enum CallError {
     BadAnswer(String),
     #[error("overloaded: {message}")]
     Overloaded { retry_after: Duration, message: String },
-    #[error("{}: {}", .0.code(), .0.message())]
+    #[error("{}", explained(.0))]
     Status(Box<tonic::Status>),
+}
+
+/// A status with what is behind it: most say no more than "transport error" themselves.
+fn explained(status: &tonic::Status) -> String {
+    let first = std::error::Error::source(status);
+    let causes = std::iter::successors(first, |error| error.source());
+    causes.fold(format!("{}: {}", status.code(), status.message()), |text, cause| {
+        let cause = cause.to_string();
+        if text.ends_with(&cause) { text } else { text + ": " + &cause }
+    })
 }
 
 impl Flight {

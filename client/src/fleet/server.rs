@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Request, Status};
 
 use super::dispatch::CallError;
 use super::sources::Address;
@@ -182,21 +182,8 @@ impl Server {
                 tracing::debug!(server = %self.url, %error, "probe failed");
                 state.peer = None;
                 state.link.on_probe(now, Err(error.failure()));
-                state.fault = Some((now, self.explained(&error)));
+                state.fault = Some((now, error.to_string()));
             }
-        }
-    }
-
-    /// Why a greeting failed, with what may be behind it: a peer that expects something else of a connection just hangs up.
-    fn explained(&self, error: &CallError) -> String {
-        let hung_up = match error {
-            CallError::Status(status) => matches!(status.code(), Code::Cancelled | Code::Internal),
-            _ => false,
-        };
-        match (hung_up, self.endpoint.uri().scheme_str()) {
-            (true, Some("https")) => format!("{error}; does it want a client certificate?"),
-            (true, _) => format!("{error}; does it want https?"),
-            (false, _) => error.to_string(),
         }
     }
 
