@@ -306,6 +306,14 @@ fn what_cannot_be_measured_is_refused() {
     let error = refused(&tiny(), &["-f", short.to_str().unwrap()]);
     assert!(error.contains("short.txt: 0 tokens, at least 2 are needed"), "{error}");
 
+    let long = ["--token-ids", "1,2,3", "-c", "64", "--window", "65"];
+    let error = refused(&tiny(), &long);
+    assert!(error.contains("--window: found 65, expected at most the context, 64"), "{error}");
+
+    let trace = folder.path().join("no/where");
+    let error = refused(&tiny(), &["--token-ids", "1,2,3", "--trace", trace.to_str().unwrap()]);
+    assert!(!error.contains("model") && error.contains("no/where"), "{error}");
+
     let wait = ["--token-ids", "1,2,3", "--offline-after", "1", "--on-miss", "wait"];
     let error = refused(&tiny(), &wait);
     assert!(error.contains("--on-miss wait would wait for ever"), "{error}");

@@ -82,6 +82,13 @@ fn a_damaged_pack_is_refused_by_name() {
     };
     assert!(3 * token_bytes(name) < 2 * token_bytes(demo), "a pack's own experts count");
 
+    let alone = ["eval", "-m", name, "--token-ids", "1,2,3", "--offline-after", "1"];
+    let error = String::from_utf8_lossy(&outrigger(&alone).stderr).into_owned();
+    assert!(
+        error.contains("pack.gguf: found a pack") && error.contains("--against-full"),
+        "{error}"
+    );
+
     std::fs::write(&path, &good[..good.len() - 5000]).expect("room");
     let cut = outrigger(&["inspect", name]);
     let error = String::from_utf8_lossy(&cut.stderr).into_owned();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
-    Budget, Elsewhere, Engine, EngineConfig, KvType, OnMiss, Policy, Reply, SamplerConfig,
+    Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, Policy, Reply, SamplerConfig,
     SamplerError, TlsIdentity,
 };
 
@@ -308,7 +308,12 @@ fn random_seed() -> u64 {
 /// Opens the engine and says what a user should know about the cache and the servers.
 pub(crate) async fn open(config: EngineConfig) -> Result<Arc<Engine>> {
     let spinner = spinner("loading the model");
-    let engine = Engine::open(config).await.context("cannot open the model")?;
+    let engine = Engine::open(config).await.map_err(|error| match error {
+        Error::Model(_) | Error::Text(_) => {
+            anyhow::Error::from(error).context("cannot open the model")
+        }
+        other => other.into(),
+    })?;
     spinner.finish_and_clear();
     if let Some(warning) = engine.store().cliff() {
         note(format!("warning: {warning}"));

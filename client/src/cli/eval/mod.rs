@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use outrigger::text::Tokenizer;
-use outrigger::{Engine, EngineConfig, Error, OnMiss};
+use outrigger::{Engine, EngineConfig, Error, Model, OnMiss};
 
 use super::args::{ModelArgs, PlacementArgs, open};
 use super::embedded::EmbeddedServer;
@@ -88,6 +88,10 @@ impl Eval {
             "--trace: found {} texts, expected one: each is read with an expert cache of its own",
             self.file.len()
         );
+        ensure!(
+            self.save_logits.is_none() || self.placement.trace != self.save_logits,
+            "--trace and --save-logits: found the same file, expected two"
+        );
         let mut config =
             self.placement.config(self.model.model.clone(), &self.model.compute).await?;
         let embedded = self.serve(&mut config).await?;
@@ -122,7 +126,13 @@ impl Eval {
         if !needed || !config.servers.is_empty() {
             return Ok(None);
         }
-        let server = EmbeddedServer::start(self.full().unwrap_or(&self.model.model)).await?;
+        let full = self.full().unwrap_or(&self.model.model);
+        ensure!(
+            !Model::open(full)?.is_pack(),
+            "{}: found a pack, which no server has; say --against-full FULL or --server URL",
+            full.display()
+        );
+        let server = EmbeddedServer::start(full).await?;
         config.servers.push(server.address.to_string());
         config.deadline = EMBEDDED_DEADLINE;
         Ok(Some(server))
