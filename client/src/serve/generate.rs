@@ -14,9 +14,6 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::session::Token;
 
-/// Tokens of a prompt that are computed before it is seen whether anybody still waits.
-const PROMPT_ROWS: usize = 512;
-
 /// What a generation tells. Choices come one after another, and after the last one [`Event::Done`].
 #[derive(Clone, Debug)]
 pub(super) enum Event {
@@ -133,56 +130,37 @@ impl Job {
                 let mut sampler = self.request.sampler.clone();
                 sampler.seed = sampler.seed.wrapping_add(i as u64);
                 session.set_sampler(sampler)?;
-                let (kept, fault) = self.read(&mut session, prompt).await?;
+                let kept = self.read(&mut session, prompt)?;
                 if i == 0 {
                     usage.cached_tokens += kept;
                 }
-                let made = self.say(&mut session, p * self.request.n + i, fault).await?;
+                let made = self.say(&mut session, p * self.request.n + i).await?;
                 usage.made.add(&made);
             }
         }
         Ok(usage)
     }
 
-    /// Makes `prompt` the session's text, of which the next step computes the rest. How much of it was there, and why
-    /// experts are missing from it, if any are.
-    async fn read(
-        &self,
-        session: &mut Lease,
-        prompt: &[u32],
-    ) -> Result<(usize, Option<String>), Stopped> {
+    /// Makes `prompt` the session's text, of which the next step computes what was not there. How much was.
+    fn read(&self, session: &mut Lease, prompt: &[u32]) -> Result<usize, Stopped> {
         if self.sessions.any_server_up() {
             // What was computed without a server is computed again.
             let settled = session.settled();
             session.truncate(settled);
         }
         let kept = session.rewind(prompt);
-        let mut parts = prompt[kept..].chunks(PROMPT_ROWS);
-        let last = parts.next_back().unwrap_or_default();
-        let mut fault = None;
-        for part in parts {
-            session.push(part)?;
-            fault = self.unless_gone(session.advance()).await?.fault.or(fault);
-        }
-        session.push(last)?;
-        Ok((kept, fault))
+        session.push(&prompt[kept..])?;
+        Ok(kept)
     }
 
     /// Generates one choice, and tells it. What all of it was made of.
-    async fn say(
-        &self,
-        session: &mut Lease,
-        choice: usize,
-        fault: Option<String>,
-    ) -> Result<Made, Stopped> {
+    async fn say(&self, session: &mut Lease, choice: usize) -> Result<Made, Stopped> {
         // The last token of a full context is sampled, and not computed any more.
         let room = self.sessions.engine.context() - session.len() + 1;
         let most = self.request.max_tokens.unwrap_or(room).min(room);
         let mut stops = Stops::new(&self.request.stops);
         let (mut made, mut untold) =
             (Made::nothing(self.sessions.engine.rounds()), Made::nothing(false));
-        made.rest_on(fault.clone());
-        untold.rest_on(fault);
         let mut finish = Finish::Length;
         while made.tokens < most && finish == Finish::Length {
             let token: Token = self.unless_gone(session.step()).await?;
@@ -224,7 +202,7 @@ impl Job {
         self.events.send(event).await.map_err(|_| Stopped::Gone)
     }
 
-    /// What `work` comes to, unless the reader goes away: that is seen before it, and whenever it waits for a server.
+    /// What `work` comes to, unless the reader goes away: that is seen between layers, and whenever it waits for a server.
     async fn unless_gone<T>(
         &self,
         work: impl Future<Output = Result<T, Error>>,

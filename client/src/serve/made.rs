@@ -57,11 +57,6 @@ impl Made {
         }
     }
 
-    /// Why the rows that they rest on were computed with experts missing, if they were.
-    pub(super) fn rest_on(&mut self, fault: Option<String>) {
-        self.fault = fault.or(self.fault.take());
-    }
-
     /// The `outrigger` object of a part of an answer.
     pub(super) fn part(&self) -> Value {
         let mean = |sum: f64| (sum / self.tokens.max(1) as f64) as f32;
