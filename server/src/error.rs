@@ -40,11 +40,11 @@ pub enum Error {
     /// A setting that must be at least 1 is 0.
     #[error("{0} is 0, expected at least 1")]
     Zero(&'static str),
-    /// Tenants that cannot be understood.
-    #[error("{tokens}: line {line}: {found}, expected NAME TOKEN [ROWS A SECOND]")]
+    /// A file of tokens that cannot be understood.
+    #[error("{}: line {line}: {found}, expected NAME TOKEN [ROWS A SECOND]", path.display())]
     Tenants {
-        /// The file, or "tokens" where there is none.
-        tokens: String,
+        /// The file.
+        path: PathBuf,
         /// From 1.
         line: usize,
         /// What is there.
@@ -86,7 +86,7 @@ pub enum Error {
     /// A part of the TLS settings is not what it should be.
     #[error("TLS: {what}: {found}")]
     Tls {
-        /// Which part, with its file if there is one.
+        /// Which part, with its file.
         what: String,
         /// What is wrong with it.
         found: String,

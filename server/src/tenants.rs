@@ -1,7 +1,6 @@
 //! Who may ask, and how much.
 
 use std::convert::Infallible;
-use std::future::pending;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -25,7 +24,7 @@ const MIN_TOKEN_BYTES: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Tenants {
     known: Arc<RwLock<Vec<Arc<Tenant>>>>,
-    file: Option<PathBuf>,
+    file: PathBuf,
 }
 
 /// One of them.
@@ -36,29 +35,22 @@ pub(crate) struct Tenant {
 }
 
 impl Tenants {
-    /// Reads a line for each tenant: its name, its token, and the rows times experts that it may have computed a
-    /// second, without limit if there is no such number. Empty lines and those that begin with `#` are comments.
+    /// Reads a file with a line for each tenant: its name, its token, and the rows times experts that it may have
+    /// computed a second, without limit if there is no such number. Empty lines and those that begin with `#` are
+    /// comments. It is read again every 2 s while a server serves: tokens that are no longer there count for nothing
+    /// from then on. A file that cannot be used changes nothing.
     ///
     /// # Errors
-    /// [`Error::Tenants`] with the line, for anything else; a name or a token that comes twice; no tenant at all.
-    pub fn parse(text: &str) -> Result<Tenants> {
-        let known = Arc::new(RwLock::new(parse(text, "tokens")?));
-        Ok(Tenants { known, file: None })
-    }
-
-    /// Those of a file, which is read again every 2 s while a server serves: tokens that are no longer there count for
-    /// nothing from then on. A file that cannot be used changes nothing.
-    ///
-    /// # Errors
-    /// [`Error::File`] for one that cannot be read as text, and those of [`Tenants::parse`].
+    /// [`Error::File`] for one that cannot be read as text. [`Error::Tenants`] with the line, for one that is anything
+    /// else; a name or a token that comes twice; no tenant at all.
     pub fn read(path: &Path) -> Result<Tenants> {
         let known = Arc::new(RwLock::new(read(path)?));
-        Ok(Tenants { known, file: Some(path.to_owned()) })
+        Ok(Tenants { known, file: path.to_owned() })
     }
 
-    /// Follows the file, if there is one. Never returns.
+    /// Follows the file. Never returns.
     pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
-        let Some(path) = &self.file else { return pending().await };
+        let path = &self.file;
         watch(path, &metrics.tokens_stale, || read(path), |fresh| self.adopt(fresh)).await
     }
 
@@ -97,12 +89,12 @@ impl Tenants {
 
 fn read(path: &Path) -> Result<Vec<Arc<Tenant>>> {
     let file = |source| Error::File { path: path.to_owned(), source };
-    parse(&std::fs::read_to_string(path).map_err(file)?, &path.display().to_string())
+    parse(&std::fs::read_to_string(path).map_err(file)?, path)
 }
 
-/// `tokens` names them in errors.
-fn parse(text: &str, tokens: &str) -> Result<Vec<Arc<Tenant>>> {
-    let wrong = |line, found| Error::Tenants { tokens: tokens.to_owned(), line, found };
+/// What the file at `path` says, which errors name.
+fn parse(text: &str, path: &Path) -> Result<Vec<Arc<Tenant>>> {
+    let wrong = |line, found| Error::Tenants { path: path.to_owned(), line, found };
     let mut tenants: Vec<Arc<Tenant>> = Vec::new();
     for (line, text) in (1..).zip(text.lines()) {
         let text = text.trim();

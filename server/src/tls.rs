@@ -1,7 +1,6 @@
 //! TLS: the server's certificate and, for mutual TLS, the authority of the devices' certificates.
 
 use std::convert::Infallible;
-use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -28,7 +27,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Tls {
     now: Arc<RwLock<Settings>>,
-    files: Option<Files>,
+    files: Files,
 }
 
 /// As PEM, beside what they come to.
@@ -45,17 +44,12 @@ struct Pem {
     client_ca: Option<Part>,
 }
 
-/// One of them, with what it is in words and its file if there is one.
+/// One of them, with what it is in words and its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Part {
     what: String,
     bytes: Vec<u8>,
 }
-
-/// What parts are.
-const CERTIFICATE: &str = "the certificate";
-const KEY: &str = "the key";
-const CLIENT_CA: &str = "the devices' authority";
 
 #[derive(Clone, Debug)]
 struct Files {
@@ -65,35 +59,23 @@ struct Files {
 }
 
 impl Tls {
-    /// From PEM: a certificate chain, its key and, if devices must show certificates too, the authority of those.
+    /// From files in PEM: a certificate chain, its key and, if devices must show certificates too, the authority of
+    /// those. They are read again every 2 s while a server serves: connections from then on see what they have. Files
+    /// that cannot be used change nothing.
     ///
     /// # Errors
-    /// [`Error::Tls`] for what is no PEM of its kind, or a key that is not the certificate's.
-    pub fn from_pem(certificate: &[u8], key: &[u8], client_ca: Option<&[u8]>) -> Result<Tls> {
-        let part = |what: &str, bytes: &[u8]| Part { what: what.to_owned(), bytes: bytes.to_vec() };
-        let pem = Pem {
-            certificate: part(CERTIFICATE, certificate),
-            key: part(KEY, key),
-            client_ca: client_ca.map(|bytes| part(CLIENT_CA, bytes)),
-        };
-        Ok(Tls { now: Arc::new(RwLock::new(Settings::new(pem)?)), files: None })
-    }
-
-    /// As [`Tls::from_pem`], from files, which are read again every 2 s while a server serves: connections from then on see what they
-    /// have. Files that cannot be used change nothing.
-    ///
-    /// # Errors
-    /// [`Error::File`] for one that cannot be read, and those of [`Tls::from_pem`].
+    /// [`Error::File`] for one that cannot be read, [`Error::Tls`] for what is no PEM of its kind, or a key that is not
+    /// the certificate's.
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls> {
         let (certificate, key) = (certificate.to_owned(), key.to_owned());
         let files = Files { certificate, key, client_ca: client_ca.map(Path::to_owned) };
         let now = Arc::new(RwLock::new(Settings::new(files.read()?)?));
-        Ok(Tls { now, files: Some(files) })
+        Ok(Tls { now, files })
     }
 
-    /// Follows the files, if there are any. Never returns.
+    /// Follows the files. Never returns.
     pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
-        let Some(files) = &self.files else { return pending().await };
+        let files = &self.files;
         // The same files keep their settings, and with them the sessions that devices may resume.
         let read = || {
             let pem = files.read()?;
@@ -152,11 +134,11 @@ impl Tls {
 
 impl Files {
     fn read(&self) -> Result<Pem> {
-        let client_ca = self.client_ca.as_ref().map(|path| Part::read(CLIENT_CA, path));
+        let read_ca = |path: &PathBuf| Part::read("the devices' authority", path);
         Ok(Pem {
-            certificate: Part::read(CERTIFICATE, &self.certificate)?,
-            key: Part::read(KEY, &self.key)?,
-            client_ca: client_ca.transpose()?,
+            certificate: Part::read("the certificate", &self.certificate)?,
+            key: Part::read("the key", &self.key)?,
+            client_ca: self.client_ca.as_ref().map(read_ca).transpose()?,
         })
     }
 }

@@ -48,14 +48,14 @@ async fn until(server: &mut Running, token: &str, expected: Code) {
     timeout(LONG, asking).await.expect("it comes to that");
 }
 
-fn tenants() -> ServerConfig {
-    let tenants = Tenants::parse(&format!("heart {HEART}\nlung {LUNG} 10")).unwrap();
+fn with_tenants() -> ServerConfig {
+    let tenants = tenants(&format!("heart {HEART}\nlung {LUNG} 10"));
     ServerConfig { tenants: Some(tenants), ..config(&demo()) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_only_health_is_told() {
-    let mut server = start(tenants()).await;
+    let mut server = start(with_tenants()).await;
     let nobody = server.client.describe(DescribeRequest {}).await.unwrap_err();
     assert_eq!(nobody.code(), Code::Unauthenticated);
     let wrong = code(&mut server, "heart-0123456789abcdeX").await;
@@ -73,7 +73,7 @@ async fn without_a_token_only_health_is_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_greedy_tenant_is_sent_away_and_the_other_is_not() {
     let model = Model::open(&demo()).unwrap();
-    let mut server = start(tenants()).await;
+    let mut server = start(with_tenants()).await;
     let request = Job::random(&model, 0, 50, 4, 1).request(&model, Encoding::Q80);
     server.client.forward(with_token(request.clone(), LUNG)).await.unwrap();
     // 200 rows times experts, of 10 a second.

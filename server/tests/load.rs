@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use common::*;
 use outrigger_experts::Model;
 use outrigger_proto::v1::Encoding;
-use outrigger_server::{ServerConfig, Tenants, serve_metrics};
+use outrigger_server::{ServerConfig, serve_metrics};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -89,7 +89,7 @@ async fn it_fails_where_nothing_is_answered() {
     };
     // One tenant, in debt for an hour.
     let (token, model) = ("heart-0123456789abcdef", Model::open(&demo()).unwrap());
-    let tenants = Tenants::parse(&format!("heart {token} 1")).unwrap();
+    let tenants = tenants(&format!("heart {token} 1"));
     let mut server = start(ServerConfig { tenants: Some(tenants), ..config(&demo()) }).await;
     let job = Job::random(&model, 0, 512, 8, 1).request(&model, Encoding::Q80);
     let mut request = tonic::Request::new(job);
@@ -170,7 +170,7 @@ async fn after_a_burst_the_queue_is_empty_and_answers_are_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_gets_its_quota_and_no_more() {
     let token = "heart-0123456789abcdef";
-    let tenants = Tenants::parse(&format!("heart {token} 100")).unwrap();
+    let tenants = tenants(&format!("heart {token} 100"));
     let server = start(ServerConfig { tenants: Some(tenants), ..config(&demo()) }).await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("token");

@@ -9,7 +9,7 @@ use common::*;
 use outrigger_experts::Model;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding};
-use outrigger_server::{ExpertServer, Tls, bind};
+use outrigger_server::{ExpertServer, Result, Tls, bind};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tokio::task::JoinSet;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
@@ -43,12 +43,23 @@ impl Authority {
     }
 }
 
+/// From files, which are gone afterwards: that changes nothing.
+fn tls(certificate: &str, key: &str, client_ca: Option<&str>) -> Result<Tls> {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, pem: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    let client_ca = client_ca.map(|pem| write("ca.pem", pem));
+    Tls::read(&write("cert.pem", certificate), &write("key.pem", key), client_ca.as_deref())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_an_authority_for_devices_only_its_own_come_in() {
     let (ours, other) = (Authority::new(), Authority::new());
     let (certificate, key) = ours.pair();
-    let authority = Some(ours.pem.as_bytes());
-    let tls = Tls::from_pem(certificate.as_bytes(), key.as_bytes(), authority).unwrap();
+    let tls = tls(&certificate, &key, Some(&ours.pem)).unwrap();
     let server = ExpertServer::open(config(&demo())).unwrap();
     let metrics = server.metrics();
     let incoming = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -124,7 +135,7 @@ async fn devices_share_batches_over_tls_too() {
     const CALLS: u64 = 25;
     let authority = Authority::new();
     let (certificate, key) = authority.pair();
-    let tls = Tls::from_pem(certificate.as_bytes(), key.as_bytes(), None).unwrap();
+    let tls = tls(&certificate, &key, None).unwrap();
     let model = Model::open(&demo()).unwrap();
     let server = ExpertServer::open(config(&demo())).unwrap();
     let metrics = server.metrics();
@@ -163,26 +174,22 @@ async fn eventually(done: impl Fn() -> bool) {
 #[test]
 fn what_is_no_certificate_is_named() {
     let (certificate, key) = Authority::new().pair();
-    let (certificate, key) = (certificate.as_bytes(), key.as_bytes());
-    let error = |cert, key, ca| Tls::from_pem(cert, key, ca).unwrap_err().to_string();
-    assert_eq!(error(b"", key, None), "TLS: the certificate: no certificate in it");
-    assert!(error(certificate, b"", None).starts_with("TLS: the key: "));
-    let strange = error(certificate, key, Some(b"-----BEGIN"));
-    assert!(strange.starts_with("TLS: the devices' authority: "), "{strange}");
     let (_, another) = Authority::new().pair();
-    let strange = error(certificate, another.as_bytes(), None);
-    assert!(strange.starts_with("TLS: the certificate with the key: "), "{strange}");
-
+    let error = |cert, key, ca| tls(cert, key, ca).unwrap_err().to_string();
+    for (error, begins, file) in [
+        (error("", &key, None), "TLS: the certificate /", "/cert.pem: no certificate in it"),
+        (error(&certificate, "", None), "TLS: the key /", "/key.pem: "),
+        (
+            error(&certificate, &key, Some("-----BEGIN")),
+            "TLS: the devices' authority /",
+            "/ca.pem: ",
+        ),
+        (error(&certificate, &another, None), "TLS: the certificate /", "/cert.pem with the key /"),
+    ] {
+        assert!(error.starts_with(begins) && error.contains(file), "{error}");
+    }
     let directory = tempfile::tempdir().unwrap();
-    let (good, bad) = (directory.path().join("good.pem"), directory.path().join("bad.pem"));
-    std::fs::write(&good, [certificate, key].concat()).unwrap();
-    std::fs::write(&bad, "").unwrap();
-    let error = |cert, key, ca| Tls::read(cert, key, ca).unwrap_err().to_string();
-    let bad_file = bad.display();
-    assert!(error(&bad, &good, None).starts_with(&format!("TLS: the certificate {bad_file}: ")));
-    assert!(error(&good, &bad, None).starts_with(&format!("TLS: the key {bad_file}: ")));
-    let strange = error(&good, &good, Some(&bad));
-    assert!(strange.starts_with(&format!("TLS: the devices' authority {bad_file}: ")), "{strange}");
-    std::fs::remove_file(&bad).unwrap();
-    assert_eq!(error(&good, &bad, None), format!("cannot read {bad_file}"));
+    let gone = directory.path().join("gone.pem");
+    let error = Tls::read(&gone, &gone, None).unwrap_err().to_string();
+    assert_eq!(error, format!("cannot read {}", gone.display()));
 }

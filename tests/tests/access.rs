@@ -22,7 +22,9 @@ fn config(address: SocketAddr, token: Option<&str>) -> EngineConfig {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_device_that_is_known_is_served() {
-    let tenants = Tenants::parse(&format!("device {TOKEN}")).expect("a tenant");
+    let tokens = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&tokens, format!("device {TOKEN}")).expect("it is written");
+    let tenants = Tenants::read(tokens.path()).expect("a tenant");
     let model = fixtures::demo_model();
     let known = ServerConfig { tenants: Some(tenants), ..LoopbackServer::config(&model) };
     let server = LoopbackServer::start_with(known, None).await;

@@ -11,6 +11,19 @@ fn certificate() -> (String, String) {
     (made.cert.pem(), made.signing_key.serialize_pem())
 }
 
+/// A server's, from files, which are gone afterwards: that changes nothing.
+fn tls(certificate: &str, key: &str, client_ca: Option<&str>) -> Tls {
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, pem: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, pem).expect("it is written");
+        path
+    };
+    let client_ca = client_ca.map(|pem| write("ca.pem", pem));
+    Tls::read(&write("cert.pem", certificate), &write("key.pem", key), client_ca.as_deref())
+        .expect("they fit")
+}
+
 async fn first_coverage(port: u16, scheme: &str, authority: &str) -> (f32, Option<String>) {
     first_coverage_as(None, port, scheme, authority).await
 }
@@ -33,7 +46,7 @@ async fn first_coverage_as(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_server_that_proves_who_it_is_is_asked() {
     let (certificate_pem, key) = certificate();
-    let tls = Tls::from_pem(certificate_pem.as_bytes(), key.as_bytes(), None).expect("they fit");
+    let tls = tls(&certificate_pem, &key, None);
     let config = LoopbackServer::config(&fixtures::demo_model());
     let server = LoopbackServer::start_with(config, Some(tls)).await;
     let port = server.address.port();
@@ -74,9 +87,7 @@ async fn files_that_are_of_no_use_are_refused() {
 async fn a_device_that_is_asked_who_it_is_shows_its_certificate() {
     let (server_pem, server_key) = certificate();
     let (device_pem, device_key) = certificate();
-    let authority = Some(device_pem.as_bytes());
-    let tls = Tls::from_pem(server_pem.as_bytes(), server_key.as_bytes(), authority);
-    let tls = tls.expect("they fit");
+    let tls = tls(&server_pem, &server_key, Some(&device_pem));
     let config = LoopbackServer::config(&fixtures::demo_model());
     let server = LoopbackServer::start_with(config, Some(tls)).await;
     let port = server.address.port();

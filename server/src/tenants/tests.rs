@@ -3,8 +3,13 @@ use super::*;
 const HEART: &str = "heart-0123456789abcdef";
 const LUNG: &str = "lung-0123456789abcdefg";
 
+fn parse(text: &str) -> Result<Vec<Arc<Tenant>>> {
+    super::parse(text, Path::new("tokens"))
+}
+
 fn tenants() -> Tenants {
-    Tenants::parse(&format!("# ours\n\nheart {HEART}\n  lung\t{LUNG}  100 \n")).unwrap()
+    let known = parse(&format!("# ours\n\nheart {HEART}\n  lung\t{LUNG}  100 \n")).unwrap();
+    Tenants { known: Arc::new(RwLock::new(known)), file: "tokens".into() }
 }
 
 fn who(authorization: Option<&str>) -> Option<String> {
@@ -40,7 +45,7 @@ fn a_token_is_known_in_full_or_not_at_all() {
 
 #[test]
 fn a_bad_file_names_the_line() {
-    let message = |text: &str| Tenants::parse(text).unwrap_err().to_string();
+    let message = |text: &str| parse(text).unwrap_err().to_string();
     for (text, begins) in [
         ("", "line 1: nobody"),
         ("# nobody\n", "line 1: nobody"),
@@ -114,8 +119,8 @@ async fn who_has_not_changed_keeps_a_quota_that_is_used_up() {
     };
     named("lung").take(1000).unwrap();
     named("lung").take(1).unwrap_err();
-    assert!(!tenants.adopt(parse(&format!("lung {LUNG} 100\nheart {HEART}"), "tokens").unwrap()));
+    assert!(!tenants.adopt(parse(&format!("lung {LUNG} 100\nheart {HEART}")).unwrap()));
     named("lung").take(1).unwrap_err();
-    assert!(tenants.adopt(parse(&format!("lung {LUNG} 200"), "tokens").unwrap()), "heart has left");
+    assert!(tenants.adopt(parse(&format!("lung {LUNG} 200")).unwrap()), "heart has left");
     named("lung").take(1).unwrap();
 }

@@ -17,7 +17,7 @@ use outrigger_proto::encoding::{
 };
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{Encoding, ForwardRequest, ForwardResponse, Group};
-use outrigger_server::{ExpertServer, Metrics, Result, ServerConfig, bind};
+use outrigger_server::{ExpertServer, Metrics, Result, ServerConfig, Tenants, bind};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
@@ -42,6 +42,13 @@ pub(crate) fn olmoe() -> PathBuf {
 /// Sheds nothing for its wait, which depends on the machine.
 pub(crate) fn config(model: &Path) -> ServerConfig {
     ServerConfig { model: model.to_owned(), threads: 2, max_wait: LONG, ..ServerConfig::default() }
+}
+
+/// Those of a file, which is gone afterwards: that changes nothing.
+pub(crate) fn tenants(lines: &str) -> Tenants {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, lines).unwrap();
+    Tenants::read(file.path()).unwrap()
 }
 
 /// A server in this process, and a client that is connected to it.
