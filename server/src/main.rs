@@ -17,7 +17,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build()
         .context("cannot start the IO threads")
-        .and_then(|runtime| runtime.block_on(command.run()));
+        .and_then(|runtime| {
+            let ran = runtime.block_on(command.run());
+            // Nobody waits for a file whose reading does not end.
+            runtime.shutdown_background();
+            ran
+        });
     match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

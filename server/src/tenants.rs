@@ -14,7 +14,7 @@ use tonic::{Code, Request, Status};
 use crate::connection::Due;
 use crate::metrics::Metrics;
 use crate::queue::sent_away;
-use crate::watch::watch;
+use crate::watch;
 use crate::{Error, Result};
 
 /// A shorter token could be guessed.
@@ -50,8 +50,9 @@ impl Tenants {
 
     /// Follows the file. Never returns.
     pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
-        let path = &self.file;
-        watch(path, &metrics.tokens_stale, || read(path), |fresh| self.adopt(fresh)).await
+        let path = self.file.clone();
+        let read = move || read(&path);
+        watch::watch(&self.file, &metrics.tokens_stale, read, |fresh| self.adopt(fresh)).await
     }
 
     /// Makes the tenants those of `fresh`; who has not changed keeps its quota as far as it is used up. Whether anything
@@ -88,8 +89,11 @@ impl Tenants {
 }
 
 fn read(path: &Path) -> Result<Vec<Arc<Tenant>>> {
-    let file = |source| Error::File { path: path.to_owned(), source };
-    parse(&std::fs::read_to_string(path).map_err(file)?, path)
+    let text = String::from_utf8(watch::read(path)?).map_err(|error| {
+        let source = std::io::Error::other(error.utf8_error());
+        Error::File { path: path.to_owned(), source }
+    })?;
+    parse(&text, path)
 }
 
 /// What the file at `path` says, which errors name.

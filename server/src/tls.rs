@@ -17,7 +17,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{Stream, StreamExt as _};
 
 use crate::metrics::Metrics;
-use crate::watch::watch;
+use crate::watch;
 use crate::{Error, Result};
 
 /// The log has one failed handshake in this time: strangers can have as many as they like.
@@ -75,11 +75,11 @@ impl Tls {
 
     /// Follows the files. Never returns.
     pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
-        let files = &self.files;
+        let tls = self.clone();
         // The same files keep their settings, and with them the sessions that devices may resume.
-        let read = || {
-            let pem = files.read()?;
-            let known = self.now.read().expect("nothing panics under this lock").pem == pem;
+        let read = move || {
+            let pem = tls.files.read()?;
+            let known = tls.now.read().expect("nothing panics under this lock").pem == pem;
             if known { Ok(None) } else { Settings::new(pem).map(Some) }
         };
         let adopt = |fresh: Option<Settings>| {
@@ -89,7 +89,7 @@ impl Tls {
             }
             changed
         };
-        watch(&files.certificate, &metrics.certificate_stale, read, adopt).await
+        watch::watch(&self.files.certificate, &metrics.certificate_stale, read, adopt).await
     }
 
     /// The connections of `incoming` that came to terms, handshakes side by side.
@@ -188,9 +188,7 @@ fn log_failure(error: &io::Error, told: &mut Option<Instant>) {
 
 impl Part {
     fn read(what: &str, path: &Path) -> Result<Part> {
-        let bytes = std::fs::read(path);
-        let bytes = bytes.map_err(|source| Error::File { path: path.to_owned(), source })?;
-        Ok(Part { what: format!("{what} {}", path.display()), bytes })
+        Ok(Part { what: format!("{what} {}", path.display()), bytes: watch::read(path)? })
     }
 
     /// At least one.

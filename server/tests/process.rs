@@ -2,9 +2,10 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use common::{Job, LONG, demo};
@@ -31,6 +32,8 @@ struct Running {
     child: Child,
     /// The line that it printed when it was ready.
     line: String,
+    /// The lines of its log.
+    log: Receiver<String>,
 }
 
 impl Running {
@@ -48,13 +51,29 @@ impl Running {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        Running { child, line: line.trim().to_owned() }
+        let (lines, log) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        std::thread::spawn(move || stderr.lines().try_for_each(|line| lines.send(line.unwrap())));
+        Running { child, line: line.trim().to_owned(), log }
     }
 
-    /// Sends a signal; the exit code and the log.
+    /// The next line of the log with all of these words.
+    fn logs(&self, words: &[&str]) -> String {
+        loop {
+            let line = self.log.recv_timeout(LONG).unwrap_or_else(|_| panic!("{words:?}"));
+            if words.iter().all(|word| line.contains(word)) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: &str) {
+        sh(&format!("kill -{signal} {}", self.child.id()));
+    }
+
+    /// Sends a signal; the exit code, and what is left of the log.
     fn stop(mut self, signal: &str) -> (Option<i32>, String) {
-        let kill = format!("kill -{signal} {}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        self.signal(signal);
         let give_up = Instant::now() + LONG;
         let status = loop {
             match self.child.try_wait().unwrap() {
@@ -63,10 +82,13 @@ impl Running {
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        let mut log = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-        (status.code(), log)
+        let log: Vec<String> = self.log.iter().collect();
+        (status.code(), log.join("\n"))
     }
+}
+
+fn sh(command: &str) {
+    assert!(Command::new("sh").args(["-c", command]).status().unwrap().success(), "{command}");
 }
 
 impl Drop for Running {
@@ -141,12 +163,26 @@ fn a_file_of_tokens_that_goes_bad_is_named_in_the_log() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("tokens");
     std::fs::write(&path, "heart 0123456789abcdef\n").unwrap();
-    let mut server = Running::start(&["--token-file", path.to_str().unwrap()]);
+    let server = Running::start(&["--token-file", path.to_str().unwrap()]);
     std::fs::write(&path, "heart 0123456789abcdef\nlung short\n").unwrap();
-    let mut log = BufReader::new(server.child.stderr.take().unwrap()).lines();
-    let line = log.find(|line| line.as_ref().unwrap().contains("ERROR")).unwrap().unwrap();
-    assert!(line.contains(path.to_str().unwrap()) && line.contains("line 2"), "{line}");
+    let line = server.logs(&["ERROR", path.to_str().unwrap(), "line 2"]);
     assert!(!line.contains("0123456789abcdef"), "{line}");
+}
+
+/// Whoever opens a pipe that nobody writes to waits for ever.
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_nothing_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    let file = path.to_str().unwrap();
+    std::fs::write(&path, "heart 0123456789abcdef\n").unwrap();
+    let server = Running::start(&["--token-file", file]);
+    sh(&format!("rm {file} && mkfifo {file}"));
+    server.logs(&["ERROR", file, "expected a regular file"]);
+    let (code, log) = server.stop("TERM");
+    assert_eq!(code, Some(0), "{log}");
+    let stderr = refused(&demo(), &["--token-file", file]);
+    assert!(stderr.contains(file) && stderr.contains("expected a regular file"), "{stderr}");
 }
 
 #[test]
