@@ -33,19 +33,22 @@ pub(crate) async fn watch<T: Send + 'static>(
     adopt: impl Fn(T) -> bool,
 ) -> Infallible {
     let file = file.display();
+    // What the log was told of last.
+    let mut told = None;
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        let was_stale = stale.get() == 1;
         // A disk, or what is mounted as one, may keep this waiting, and nobody else. Fails where the process ends.
         let Ok(fresh) = spawn_blocking(read.clone()).await else { continue };
         stale.set(fresh.is_err().into());
+        let wrong = fresh.as_ref().err().map(|error| format!("{error:?}"));
         match fresh.map(&adopt) {
-            Ok(changed) if changed || was_stale => tracing::info!("{file}: read again"),
-            Err(error) if !was_stale => {
+            Ok(changed) if changed || told.is_some() => tracing::info!("{file}: read again"),
+            Err(error) if wrong != told => {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(error, "{file}: of no use; what it had last stays good");
             }
             _ => {}
         }
+        told = wrong;
     }
 }

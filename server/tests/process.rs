@@ -167,6 +167,9 @@ fn a_file_of_tokens_that_goes_bad_is_named_in_the_log() {
     std::fs::write(&path, "heart 0123456789abcdef\nlung short\n").unwrap();
     let line = server.logs(&["ERROR", path.to_str().unwrap(), "line 2"]);
     assert!(!line.contains("0123456789abcdef"), "{line}");
+    // Another mistake is news too.
+    std::fs::write(&path, "heart 0123456789abcdef many\n").unwrap();
+    server.logs(&["ERROR", path.to_str().unwrap(), "line 1: a quota"]);
 }
 
 /// Whoever opens a pipe that nobody writes to waits for ever.
