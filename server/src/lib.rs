@@ -33,6 +33,6 @@ pub use error::{Error, Result};
 pub use listen::{bind, check_exposure};
 pub use metrics::{Metrics, serve_metrics};
 pub use serve::{ExpertServer, serve_health};
-pub use stop::stop_signal;
+pub use stop::{outlive_hangup, stop_signal};
 pub use tenants::Tenants;
 pub use tls::Tls;

@@ -26,6 +26,7 @@ use crate::preload;
 use crate::queue::{self, Queue};
 use crate::service::{Runner, Service};
 use crate::shard::Shard;
+use crate::stop::hangup;
 use crate::tenants::{Door, Tenants};
 use crate::tls::Tls;
 use crate::{Compute, Error, Result, ServerConfig};
@@ -157,10 +158,10 @@ impl ExpertServer {
             beside.spawn(queue::stay_awake(queue.alone()));
         }
         if let Some(tenants) = self.tenants.clone() {
-            beside.spawn(tenants.watch(metrics.clone()));
+            beside.spawn(tenants.watch(hangup()?, metrics.clone()));
         }
         if let Some(tls) = tls.clone() {
-            beside.spawn(tls.watch(metrics.clone()));
+            beside.spawn(tls.watch(hangup()?, metrics.clone()));
         }
         let health = self.health.clone();
         health.set_service_status(SERVICE_NAME, ServingStatus::Serving).await;

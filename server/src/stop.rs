@@ -1,4 +1,4 @@
-//! When a program that serves is to end.
+//! When a program that serves is to end, and when it is to look at its files.
 
 use std::process::exit;
 
@@ -31,6 +31,19 @@ pub fn stop_signal() -> Result<impl Future<Output = ()>> {
             exit(INTERRUPTED);
         });
     })
+}
+
+/// From the call on, SIGHUP does not end the process: a server looks at its files then.
+///
+/// # Errors
+/// [`Error::Signal`] where the system takes no handler.
+pub fn outlive_hangup() -> Result<()> {
+    hangup().map(drop)
+}
+
+/// SIGHUP, each from the call on.
+pub(crate) fn hangup() -> Result<Signal> {
+    listen(SignalKind::hangup(), "SIGHUP")
 }
 
 fn listen(kind: SignalKind, name: &'static str) -> Result<Signal> {

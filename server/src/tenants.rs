@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use subtle::ConstantTimeEq as _;
+use tokio::signal::unix::Signal;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
@@ -37,8 +38,8 @@ pub(crate) struct Tenant {
 impl Tenants {
     /// Reads a file with a line for each tenant: its name, its token, and the rows times experts that it may have
     /// computed a second, without limit if there is no such number. Empty lines and those that begin with `#` are
-    /// comments. It is read again every 2 s while a server serves: tokens that are no longer there count for nothing
-    /// from then on. A file that cannot be used changes nothing.
+    /// comments. It is read again every 2 s while a server serves, and at SIGHUP: tokens that are no longer there count
+    /// for nothing from then on. A file that cannot be used changes nothing.
     ///
     /// # Errors
     /// [`Error::File`] for one that cannot be read as text. [`Error::Tenants`] with the line, for one that is anything
@@ -49,10 +50,11 @@ impl Tenants {
     }
 
     /// Follows the file. Never returns.
-    pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
+    pub(crate) async fn watch(self, hangup: Signal, metrics: Arc<Metrics>) -> Infallible {
         let path = self.file.clone();
         let read = move || read(&path);
-        watch::watch(&self.file, &metrics.tokens_stale, read, |fresh| self.adopt(fresh)).await
+        let stale = &metrics.tokens_stale;
+        watch::watch(&self.file, hangup, stale, read, |fresh| self.adopt(fresh)).await
     }
 
     /// Makes the tenants those of `fresh`; who has not changed keeps its quota as far as it is used up. Whether anything

@@ -7,6 +7,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::signal::unix::Signal;
 use tokio::task::JoinSet;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -60,8 +61,8 @@ struct Files {
 
 impl Tls {
     /// From files in PEM: a certificate chain, its key and, if devices must show certificates too, the authority of
-    /// those. They are read again every 2 s while a server serves: connections from then on see what they have. Files
-    /// that cannot be used change nothing.
+    /// those. They are read again every 2 s while a server serves, and at SIGHUP: connections from then on see what
+    /// they have. Files that cannot be used change nothing.
     ///
     /// # Errors
     /// [`Error::File`] for one that cannot be read, [`Error::Tls`] for what is no PEM of its kind, or a key that is not
@@ -74,7 +75,7 @@ impl Tls {
     }
 
     /// Follows the files. Never returns.
-    pub(crate) async fn watch(self, metrics: Arc<Metrics>) -> Infallible {
+    pub(crate) async fn watch(self, hangup: Signal, metrics: Arc<Metrics>) -> Infallible {
         let tls = self.clone();
         // The same files keep their settings, and with them the sessions that devices may resume.
         let read = move || {
@@ -89,7 +90,8 @@ impl Tls {
             }
             changed
         };
-        watch::watch(&self.files.certificate, &metrics.certificate_stale, read, adopt).await
+        let (file, stale) = (&self.files.certificate, &metrics.certificate_stale);
+        watch::watch(file, hangup, stale, read, adopt).await
     }
 
     /// The connections of `incoming` that came to terms, handshakes side by side.

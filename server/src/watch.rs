@@ -6,6 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 
 use crate::{Error, Result};
@@ -24,10 +25,11 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     bytes.map_err(|source| Error::File { path: path.to_owned(), source })
 }
 
-/// Reads `file` again and again; `adopt` tells whether anything has changed. What is of no use changes nothing, and `stale`
-/// says so. Never returns.
+/// Reads `file` again and again, and at each `hangup`; `adopt` tells whether anything has changed. What is of no use changes
+/// nothing, and `stale` says so. Never returns.
 pub(crate) async fn watch<T: Send + 'static>(
     file: &Path,
+    mut hangup: Signal,
     stale: &Gauge,
     read: impl Fn() -> Result<T> + Clone + Send + 'static,
     adopt: impl Fn(T) -> bool,
@@ -36,14 +38,19 @@ pub(crate) async fn watch<T: Send + 'static>(
     // What the log was told of last.
     let mut told = None;
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        // Who asks for it gets an answer in any case.
+        let asked = tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => false,
+            Some(()) = hangup.recv() => true,
+        };
         // A disk, or what is mounted as one, may keep this waiting, and nobody else. Fails where the process ends.
         let Ok(fresh) = spawn_blocking(read.clone()).await else { continue };
         stale.set(fresh.is_err().into());
         let wrong = fresh.as_ref().err().map(|error| format!("{error:?}"));
         match fresh.map(&adopt) {
             Ok(changed) if changed || told.is_some() => tracing::info!("{file}: read again"),
-            Err(error) if wrong != told => {
+            Ok(_) if asked => tracing::info!("{file}: as it was"),
+            Err(error) if asked || wrong != told => {
                 let error: &dyn std::error::Error = &error;
                 tracing::error!(error, "{file}: of no use; what it had last stays good");
             }

@@ -172,6 +172,25 @@ fn a_file_of_tokens_that_goes_bad_is_named_in_the_log() {
     server.logs(&["ERROR", path.to_str().unwrap(), "line 1: a quota"]);
 }
 
+#[test]
+fn at_sighup_files_are_looked_at_and_nothing_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    std::fs::write(&path, "heart 0123456789abcdef\n").unwrap();
+    let server = Running::start(&["--token-file", path.to_str().unwrap()]);
+    std::fs::write(&path, "lung 0123456789abcdef\n").unwrap();
+    server.logs(&["INFO", path.to_str().unwrap(), "read again"]);
+    server.signal("HUP");
+    server.logs(&["INFO", path.to_str().unwrap(), "as it was"]);
+    let (code, log) = server.stop("TERM");
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped"), "{log}");
+    // Nor where there is nothing to look at.
+    let server = Running::start(&[]);
+    server.signal("HUP");
+    assert_eq!(server.stop("TERM").0, Some(0));
+}
+
 /// Whoever opens a pipe that nobody writes to waits for ever.
 #[test]
 fn a_pipe_in_the_place_of_a_file_holds_nothing_up() {

@@ -10,8 +10,8 @@ use anyhow::Context as _;
 use clap::Args;
 use outrigger_experts::Budget;
 use outrigger_server::{
-    ExpertServer, ServerConfig, Tenants, Tls, bind, check_exposure, serve_health, serve_metrics,
-    stop_signal,
+    ExpertServer, ServerConfig, Tenants, Tls, bind, check_exposure, outlive_hangup, serve_health,
+    serve_metrics, stop_signal,
 };
 use tokio::net::TcpListener;
 
@@ -97,8 +97,9 @@ impl Serve {
         start_logs(if self.json { LogForm::Json } else { self.log })?;
         let tls = self.tls()?;
         check_exposure(self.listen, tls.is_some(), self.insecure)?;
-        // Before the model, so that a signal while it opens is not lost.
+        // Before the model, so that a signal while it opens is not lost, or does not end the server.
         let stop = stop_signal()?;
+        outlive_hangup()?;
         let (listen, json) = (self.listen, self.json);
         let (metrics, health) = (self.metrics, self.health);
         let server = ExpertServer::open(self.config()?)?;
