@@ -45,6 +45,7 @@ pub struct Metrics {
     pub(crate) handshakes_failed: Counter,
     pub(crate) tokens_stale: Gauge,
     pub(crate) certificate_stale: Gauge,
+    pub(crate) certificate_not_after: Gauge,
     requests: Family<Outcome, Counter>,
     latency: Family<Layer, Histogram, fn() -> Histogram>,
 }
@@ -81,6 +82,7 @@ impl Metrics {
             handshakes_failed: Counter::default(),
             tokens_stale: Gauge::default(),
             certificate_stale: Gauge::default(),
+            certificate_not_after: Gauge::default(),
             requests: Family::default(),
             // 125 us to 4 s.
             latency: Family::new_with_constructor(|| {
@@ -123,6 +125,10 @@ impl Metrics {
         let help =
             "1 while the files of the certificate are of no use, and the last good ones count";
         all.register("certificate_stale", help, self.certificate_stale.clone());
+        let (name, help) =
+            ("certificate_not_after_timestamp", "When the certificate expires, 0 without TLS");
+        let not_after = self.certificate_not_after.clone();
+        all.register_with_unit(name, help, Unit::Seconds, not_after);
         let help = "Forward calls, and any without a good token, by gRPC status: UNAVAILABLE is a \
                     full queue, RESOURCE_EXHAUSTED a quota, CANCELLED one that was given up";
         all.register("requests", help, self.requests.clone());

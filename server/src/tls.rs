@@ -16,6 +16,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, RootCertStore};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::{Stream, StreamExt as _};
+use x509_parser::parse_x509_certificate;
+use x509_parser::time::ASN1Time;
 
 use crate::metrics::Metrics;
 use crate::watch;
@@ -23,6 +25,9 @@ use crate::{Error, Result};
 
 /// The log has one failed handshake in this time: strangers can have as many as they like.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A certificate that expires within this time is in the log when it comes into force.
+const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What the server shows to devices, and what it asks them for.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct Tls {
 #[derive(Clone, Debug)]
 struct Settings {
     pem: Pem,
+    /// Until when the certificate counts.
+    not_after: ASN1Time,
     config: Arc<rustls::ServerConfig>,
 }
 
@@ -70,8 +77,9 @@ impl Tls {
     pub fn read(certificate: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Tls> {
         let (certificate, key) = (certificate.to_owned(), key.to_owned());
         let files = Files { certificate, key, client_ca: client_ca.map(Path::to_owned) };
-        let now = Arc::new(RwLock::new(Settings::new(files.read()?)?));
-        Ok(Tls { now, files })
+        let settings = Settings::new(files.read()?)?;
+        settings.log_expiry();
+        Ok(Tls { now: Arc::new(RwLock::new(settings)), files })
     }
 
     /// Follows the files. Never returns.
@@ -80,12 +88,18 @@ impl Tls {
         // The same files keep their settings, and with them the sessions that devices may resume.
         let read = move || {
             let pem = tls.files.read()?;
-            let known = tls.now.read().expect("nothing panics under this lock").pem == pem;
-            if known { Ok(None) } else { Settings::new(pem).map(Some) }
+            let now = tls.now.read().expect("nothing panics under this lock");
+            if now.pem == pem { Ok(None) } else { now.successor(pem).map(Some) }
         };
+        let tell_expiry = |settings: &Settings| {
+            metrics.certificate_not_after.set(settings.not_after.timestamp());
+        };
+        tell_expiry(&self.now.read().expect("nothing panics under this lock"));
         let adopt = |fresh: Option<Settings>| {
             let changed = fresh.is_some();
             if let Some(fresh) = fresh {
+                tell_expiry(&fresh);
+                fresh.log_expiry();
                 *self.now.write().expect("nothing panics under this lock") = fresh;
             }
             changed
@@ -148,6 +162,10 @@ impl Files {
 impl Settings {
     fn new(pem: Pem) -> Result<Settings> {
         let chain = pem.certificate.certificates()?;
+        let not_after = match parse_x509_certificate(&chain[0]) {
+            Ok((_, certificate)) => certificate.validity().not_after,
+            Err(error) => return Err(wrong(&pem.certificate.what, error)),
+        };
         let key = PrivateKeyDer::from_pem_slice(&pem.key.bytes);
         let key = key.map_err(|error| wrong(&pem.key.what, error))?;
         let provider = Arc::new(ring::default_provider());
@@ -171,7 +189,29 @@ impl Settings {
         let config = builder.with_single_cert(chain, key);
         let mut config = config.map_err(|error| wrong(&pair(), error))?;
         config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Settings { pem, config: Arc::new(config) })
+        Ok(Settings { pem, not_after, config: Arc::new(config) })
+    }
+
+    /// Those of `pem`, unless they are of less use than these: of a certificate that has expired, where this one has not.
+    fn successor(&self, pem: Pem) -> Result<Settings> {
+        let (fresh, now) = (Settings::new(pem)?, ASN1Time::now());
+        if fresh.not_after < now && now <= self.not_after {
+            let found = format!("expired on {}, the one in force has not", fresh.not_after);
+            return Err(wrong(&fresh.pem.certificate.what, found));
+        }
+        Ok(fresh)
+    }
+
+    /// Warns of a certificate that has expired, or will soon.
+    fn log_expiry(&self) {
+        let (certificate, not_after) = (&self.pem.certificate.what, self.not_after);
+        match not_after - ASN1Time::now() {
+            None => tracing::warn!("{certificate} expired on {not_after}"),
+            Some(left) if left < EXPIRES_SOON => {
+                tracing::warn!("{certificate} expires on {not_after}")
+            }
+            Some(_) => {}
+        }
     }
 }
 

@@ -208,6 +208,19 @@ fn a_pipe_in_the_place_of_a_file_holds_nothing_up() {
 }
 
 #[test]
+fn a_certificate_that_has_expired_is_in_the_log() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    let pem = params.self_signed(&key).unwrap().pem() + &key.serialize_pem();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, pem).unwrap();
+    let path = file.path().to_str().unwrap();
+    let server = Running::start(&["--tls-cert", path, "--tls-key", path]);
+    server.logs(&["WARN", path, "expired on Jan  1"]);
+}
+
+#[test]
 fn beyond_loopback_it_wants_tls_or_insecure() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:7070"] {
         let stderr = refused(&demo(), &["--listen", address]);

@@ -10,7 +10,7 @@ use outrigger_experts::Model;
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, Encoding};
 use outrigger_server::{ExpertServer, Result, Tls, bind};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use tokio::task::JoinSet;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
@@ -31,8 +31,14 @@ impl Authority {
 
     /// A certificate and its key.
     fn pair(&self) -> (String, String) {
+        self.pair_until(2100)
+    }
+
+    /// One that expires when this year begins.
+    fn pair_until(&self, year: i32) -> (String, String) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
@@ -126,6 +132,17 @@ async fn a_renewed_certificate_is_shown_and_a_broken_one_is_not() {
     write(new.pair());
     eventually(|| metric(&metrics, "certificate_stale") == 0.0).await;
     assert!(connects(&new).await && !connects(&old).await);
+
+    // One that is worse than what there is.
+    let not_after = || metric(&metrics, "certificate_not_after_timestamp_seconds");
+    assert_eq!(not_after(), 4_102_444_800.0);
+    write(new.pair_until(2020));
+    eventually(|| metric(&metrics, "certificate_stale") == 1.0).await;
+    assert!(connects(&new).await && not_after() == 4_102_444_800.0);
+
+    write(new.pair_until(2101));
+    eventually(|| metric(&metrics, "certificate_stale") == 0.0).await;
+    assert!(connects(&new).await && not_after() == 4_133_980_800.0);
 }
 
 /// One thread for all handlers: one that computed for its device alone would keep the others from being read.
