@@ -107,12 +107,40 @@ async fn it_fails_where_nothing_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_experts_than_a_layer_has_are_refused() {
-    let server = start(config(&demo())).await;
-    let Output { status, stderr, .. } = run(&server.url, &["-k", "33"], Stdio::piped()).await;
+async fn more_experts_than_the_server_holds_of_a_layer_are_refused() {
+    let server = start(ServerConfig { experts: Some(3..=9), ..config(&demo()) }).await;
+    let Output { status, stderr, .. } = run(&server.url, &["-k", "8"], Stdio::piped()).await;
     let stderr = String::from_utf8(stderr).unwrap();
     assert_eq!(status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("-k 33: expected at most 32"), "{stderr}");
+    assert!(stderr.contains("-k 8: expected at most 7"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn experts_that_were_not_run_are_no_rows() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("model.gguf");
+    write_model(&path, outrigger_experts::GgmlType::Q8_0);
+    let server = start(config(&path)).await;
+    // The last of four experts is at the end of the file.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 100).unwrap();
+    let step = load(&server.url, &["--devices", "1", "-k", "4"]).await.remove(0);
+    let rows = step["rows_per_s"].as_f64().unwrap();
+    assert!(rows > 0.0 && rows == 3.0 * step["errors"].as_f64().unwrap(), "{step}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_fails_where_a_step_was_not_answered() {
+    // What the first call takes is half a minute of the quota.
+    let tenants = Some(tenants("heart heart-0123456789abcdef 1"));
+    let server = start(ServerConfig { tenants, ..config(&demo()) }).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "heart-0123456789abcdef").unwrap();
+    let args = ["--devices", "1,2", "-k", "32", "--token-file", file.path().to_str().unwrap()];
+    let Output { status, stderr, .. } = run(&server.url, &args, Stdio::piped()).await;
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("no call was answered with 2 devices"), "{stderr}");
 }
 
 /// Ten times as many rows as may wait, at once: each call is answered, rightly or with a time to return, and nothing of

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, ensure};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use outrigger_experts::Budget;
 use outrigger_proto::v1::DescribeRequest;
@@ -77,14 +77,14 @@ struct Peer {
 #[derive(Debug, Serialize)]
 struct Step {
     devices: u32,
-    /// Rows times experts that were answered, a second.
+    /// Rows times experts that were run, a second.
     rows_per_s: f64,
     /// Of the calls that were answered.
     p50_ms: f64,
     p99_ms: f64,
     /// Calls that were sent away with a time to return.
     shed: u64,
-    /// Calls that failed otherwise.
+    /// Calls that failed otherwise, or were answered without some of their experts.
     errors: u64,
     /// Bytes that the server's process has in memory after the step, the model's pages included.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -107,10 +107,12 @@ impl Load {
         {
             return Ok(());
         }
-        let mut answered = false;
+        let mut unanswered = None;
         for &devices in &self.devices {
             let mut step = self.step(&dial, &work, devices).await?;
-            answered |= step.rows_per_s > 0.0;
+            if step.rows_per_s == 0.0 {
+                unanswered = Some(devices);
+            }
             step.server_memory = match self.metrics {
                 Some(at) => Some(server_memory(at).await?),
                 None => None,
@@ -120,8 +122,10 @@ impl Load {
                 return Ok(());
             }
         }
-        ensure!(answered, "{server}: no call was answered");
-        Ok(())
+        match unanswered {
+            Some(devices) => bail!("{server}: no call was answered with {devices} devices"),
+            None => Ok(()),
+        }
     }
 
     async fn step(&self, dial: &Dial, work: &Work, devices: u32) -> anyhow::Result<Step> {

@@ -105,17 +105,17 @@ pub(super) struct Work {
 
 impl Work {
     /// # Errors
-    /// A server that holds nothing, has no `top_k` experts a layer, or takes no encoding that is known here.
+    /// A server that holds nothing, or fewer than `top_k` experts of a layer, or takes no encoding that is known here.
     pub(super) fn of(server: &DescribeResponse, top_k: u16, seed: u64) -> anyhow::Result<Work> {
         let layers: Vec<_> = (0..server.layers)
             .map(|layer| (layer, held(&server.held, layer, server.experts)))
             .filter(|(_, experts)| !experts.is_empty())
             .collect();
         ensure!(!layers.is_empty(), "the server holds no experts");
-        let experts = server.experts;
+        let fewest = layers.iter().map(|(_, experts)| experts.len()).min().unwrap_or(0);
         ensure!(
-            u32::from(top_k) <= experts,
-            "-k {top_k}: expected at most {experts}, the experts of a layer"
+            usize::from(top_k) <= fewest,
+            "-k {top_k}: expected at most {fewest}, the experts of a layer that the server holds"
         );
         let encoding = server.up().next().context("the server takes no encoding")?;
         let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -133,14 +133,13 @@ impl Work {
     /// One row of a layer, to as many of `experts` as a row is routed to.
     fn request(&self, layer: u32, experts: &[u32], random: &mut ChaCha8Rng) -> ForwardRequest {
         let mut experts = experts.to_vec();
-        let used = self.top_k.min(experts.len());
-        for k in 0..used {
+        for k in 0..self.top_k {
             let other = k + random.next_u32() as usize % (experts.len() - k);
             experts.swap(k, other);
         }
-        experts.truncate(used);
+        experts.truncate(self.top_k);
         experts.sort_unstable();
-        let weight = 1.0 / used as f32;
+        let weight = 1.0 / self.top_k as f32;
         let group = |expert| Group { expert, rows: vec![0], weights: vec![weight] };
         ForwardRequest {
             request_id: random.next_u64(),
@@ -185,7 +184,7 @@ fn encode(row: &[f32], encoding: Encoding) -> anyhow::Result<Bytes> {
 /// What became of calls.
 #[derive(Default)]
 pub(super) struct Tally {
-    /// Rows times experts that were answered.
+    /// Rows times experts that were run.
     pub(super) rows: u64,
     /// Of each call that was answered.
     pub(super) latencies: Vec<Duration>,
@@ -229,8 +228,13 @@ impl Device {
             let now = Instant::now();
             let mut ended = Tally::default();
             let pause = match answer {
-                Ok(_) => {
-                    ended.rows = rows;
+                Ok(answer) => {
+                    let not_run = answer.get_ref().not_run.len() as u64;
+                    ended.rows = rows.saturating_sub(not_run);
+                    if not_run > 0 {
+                        ended.errors = 1;
+                        ended.last_error = Some(format!("{not_run} of {rows} experts not run"));
+                    }
                     ended.latencies.push(now - started);
                     Duration::ZERO
                 }
