@@ -3,7 +3,9 @@
 //! One deadline covers everything that a peer can do slowly before it is of use, or instead: the TLS handshake, the
 //! HTTP/2 preface, headers, and silence. Another one covers answers that it does not read.
 
+use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::task::{Context, Poll, ready};
@@ -13,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::server::{Connected, TlsConnectInfo};
+use tonic::transport::server::{Connected, TcpConnectInfo, TlsConnectInfo};
 
 use crate::ServerConfig;
 use crate::metrics::Metrics;
@@ -40,7 +42,7 @@ pub(crate) fn accepted<IO, E: Into<BoxError>>(
 }
 
 /// Those of them that are within the limits; others are closed at once, so that a device can go elsewhere.
-pub(crate) fn limit<IO>(
+pub(crate) fn limit<IO: Connected>(
     accepted: impl Stream<Item = IO>,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -51,7 +53,9 @@ pub(crate) fn limit<IO>(
             metrics.connections_refused.inc();
             return None;
         };
-        Some(Limited::new(io, limits, metrics.clone(), place))
+        let info: Box<dyn Any> = Box::new(io.connect_info());
+        let peer = info.downcast_ref().and_then(TcpConnectInfo::remote_addr);
+        Some(Limited::new(io, peer, limits, metrics.clone(), place))
     })
 }
 
@@ -83,6 +87,8 @@ impl Limits {
 pub(crate) struct Due {
     state: Arc<Mutex<State>>,
     limits: Limits,
+    /// Who is at the other end, where there are addresses.
+    pub(crate) peer: Option<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -94,9 +100,9 @@ struct State {
 }
 
 impl Due {
-    fn new(limits: Limits) -> Due {
+    fn new(limits: Limits, peer: Option<SocketAddr>) -> Due {
         let state = State { request: Instant::now() + limits.first_request, answers: Vec::new() };
-        Due { state: Arc::new(Mutex::new(state)), limits }
+        Due { state: Arc::new(Mutex::new(state)), limits, peer }
     }
 
     /// That of a request's connection, TLS or not.
@@ -150,13 +156,18 @@ pub(crate) struct Limited<IO> {
 }
 
 impl<IO> Limited<IO> {
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.due.peer
+    }
+
     fn new(
         io: IO,
+        peer: Option<SocketAddr>,
         limits: Limits,
         metrics: Arc<Metrics>,
         place: OwnedSemaphorePermit,
     ) -> Limited<IO> {
-        let due = Due::new(limits);
+        let due = Due::new(limits, peer);
         metrics.connections.inc();
         let alarm = Box::pin(sleep_until(due.lock().request));
         Limited { io, due, stuck: None, alarm, overdue: false, metrics, _place: place }

@@ -20,6 +20,7 @@ mod metrics;
 mod preload;
 mod queue;
 mod request;
+mod seldom;
 mod serve;
 mod service;
 mod shard;

@@ -208,8 +208,9 @@ impl ExpertServer {
         let (request_bytes, reply_bytes) =
             (self.shard.max_message_bytes(), self.shard.max_reply_bytes());
         let metrics = self.metrics;
-        let open_door = Door { metrics: metrics.clone(), tenants: None };
-        let door = Door { metrics: metrics.clone(), tenants: self.tenants };
+        let refusals = Arc::default();
+        let door = Door { metrics: metrics.clone(), tenants: self.tenants, refusals };
+        let open_door = Door { tenants: None, ..door.clone() };
         let service = Service { shard: self.shard, runner: self.runner, metrics };
         let experts = ExpertsServer::new(service)
             .max_decoding_message_size(request_bytes)

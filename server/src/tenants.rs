@@ -15,6 +15,7 @@ use tonic::{Code, Request, Status};
 use crate::connection::Due;
 use crate::metrics::Metrics;
 use crate::queue::sent_away;
+use crate::seldom::Seldom;
 use crate::watch;
 use crate::{Error, Result};
 
@@ -220,16 +221,24 @@ pub(crate) struct Door {
     pub(crate) metrics: Arc<Metrics>,
     /// `None`: everyone may come in.
     pub(crate) tenants: Option<Tenants>,
+    pub(crate) refusals: Arc<Seldom>,
 }
 
 impl Interceptor for Door {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(due) = Due::of(request.extensions()) {
+        let due = Due::of(request.extensions());
+        if let Some(due) = due {
             due.put_off();
         }
+        let peer = due.and_then(|due| due.peer);
         if let Some(tenants) = &self.tenants {
             let tenant = tenants.authenticate(request.metadata()).inspect_err(|status| {
                 self.metrics.request(status.code(), None);
+                let peer = peer.map(tracing::field::display);
+                match self.refusals.turn() {
+                    Some(left_out) => tracing::info!(peer, left_out, "no good token"),
+                    None => tracing::debug!(peer, "no good token"),
+                }
             })?;
             request.extensions_mut().insert(tenant);
         }

@@ -2,9 +2,10 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::signal::unix::Signal;
@@ -19,12 +20,11 @@ use tokio_stream::{Stream, StreamExt as _};
 use x509_parser::parse_x509_certificate;
 use x509_parser::time::ASN1Time;
 
+use crate::connection::Limited;
 use crate::metrics::Metrics;
+use crate::seldom::Seldom;
 use crate::watch;
 use crate::{Error, Result};
-
-/// The log has one failed handshake in this time: strangers can have as many as they like.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A certificate that expires within this time is in the log when it comes into force.
 const EXPIRES_SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -111,28 +111,31 @@ impl Tls {
     /// The connections of `incoming` that came to terms, handshakes side by side.
     pub(crate) fn accept<IO>(
         self,
-        incoming: impl Stream<Item = IO> + Send + 'static,
+        incoming: impl Stream<Item = Limited<IO>> + Send + 'static,
         metrics: Arc<Metrics>,
-    ) -> impl Stream<Item = TlsStream<IO>>
+    ) -> impl Stream<Item = TlsStream<Limited<IO>>>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (shaken, accepted) = tokio::sync::mpsc::channel(1);
         tokio::spawn(async move {
             let mut incoming = std::pin::pin!(incoming);
-            let (mut handshakes, mut told) = (JoinSet::new(), None);
+            let (mut handshakes, failures) = (JoinSet::new(), Seldom::default());
             while !shaken.is_closed() {
                 tokio::select! {
                     next = incoming.next() => match next {
-                        Some(io) => { handshakes.spawn(self.acceptor().accept(io)); }
+                        Some(io) => {
+                            let (peer, handshake) = (io.peer(), self.acceptor().accept(io));
+                            handshakes.spawn(async move { handshake.await.map_err(|e| (peer, e)) });
+                        }
                         None => break,
                     },
                     Some(Ok(done)) = handshakes.join_next() => match done {
                         // Nobody takes it where the server has ended.
                         Ok(io) => { let _ = shaken.send(io).await; }
-                        Err(error) => {
+                        Err((peer, error)) => {
                             metrics.handshakes_failed.inc();
-                            log_failure(&error, &mut told);
+                            log_failure(peer, &error, &failures);
                         }
                     },
                     () = shaken.closed() => break,
@@ -215,16 +218,15 @@ impl Settings {
     }
 }
 
-/// Tells why there is no TLS with a peer, unless it was `told` of another a moment ago, or the peer only looked whether the
-/// port is open, as load balancers do time and again.
-fn log_failure(error: &io::Error, told: &mut Option<Instant>) {
+/// Tells why there is no TLS with a peer, unless it only looked whether the port is open, as load balancers do time and
+/// again.
+fn log_failure(peer: Option<SocketAddr>, error: &io::Error, failures: &Seldom) {
+    let peer = peer.map(tracing::field::display);
     let looked =
         matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset);
-    if looked || told.is_some_and(|told| told.elapsed() < LOG_INTERVAL) {
-        tracing::debug!(%error, "no TLS with a peer");
-    } else {
-        *told = Some(Instant::now());
-        tracing::info!(%error, "no TLS with a peer");
+    match if looked { None } else { failures.turn() } {
+        Some(left_out) => tracing::info!(peer, left_out, %error, "no TLS with a peer"),
+        None => tracing::debug!(peer, %error, "no TLS with a peer"),
     }
 }
 

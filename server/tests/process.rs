@@ -2,7 +2,8 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -218,6 +219,32 @@ fn a_certificate_that_has_expired_is_in_the_log() {
     let path = file.path().to_str().unwrap();
     let server = Running::start(&["--tls-cert", path, "--tls-key", path]);
     server.logs(&["WARN", path, "expired on Jan  1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_is_in_the_log_with_its_address_and_without_its_token() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let pem = params.self_signed(&key).unwrap().pem() + &key.serialize_pem();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, pem).unwrap();
+    let path = file.path().to_str().unwrap();
+    let server = Running::start(&["--tls-cert", path, "--tls-key", path]);
+    let mut peer = TcpStream::connect(server.line.strip_prefix("listening on ").unwrap()).unwrap();
+    peer.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let address = format!("peer={}", peer.local_addr().unwrap());
+    server.logs(&["INFO", "no TLS with a peer", &address]);
+
+    std::fs::write(&file, "heart 0123456789abcdef\n").unwrap();
+    let server = Running::start(&["--token-file", path]);
+    let address = server.line.strip_prefix("listening on ").unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = ExpertsClient::new(endpoint.connect().await.unwrap());
+    let mut request = tonic::Request::new(DescribeRequest {});
+    request.metadata_mut().insert("authorization", "Bearer lung-456789abcdef".parse().unwrap());
+    client.describe(request).await.unwrap_err();
+    let line = server.logs(&["INFO", "no good token", "peer=127.0.0.1:"]);
+    assert!(!line.contains("456789abcdef"), "{line}");
 }
 
 #[test]
