@@ -40,6 +40,19 @@ fn the_binary_takes_the_flags_of_the_manifests() {
     }
 }
 
+/// As `[env: OUTRIGGER_LISTEN=]`.
+#[test]
+fn every_variable_that_the_binary_takes_is_told() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+    let help =
+        String::from_utf8(command.args(["serve", "--help"]).output().unwrap().stdout).unwrap();
+    let names = help.split("[env:").skip(1).map(|rest| rest.split('=').next().unwrap().trim());
+    let manual = deploy("../docs/deployment.md");
+    let told = |name: &str| manual.contains(&format!("| `{name}` |"));
+    let (known, unknown): (Vec<_>, Vec<_>) = names.partition(|name| told(name));
+    assert!(known.len() >= 10 && unknown.is_empty(), "{unknown:?} of {known:?}");
+}
+
 #[test]
 fn the_image_that_is_built_is_the_one_that_runs() {
     let image = concat!("outrigger-server:", env!("CARGO_PKG_VERSION"));

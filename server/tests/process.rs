@@ -273,6 +273,45 @@ fn a_bad_file_is_named() {
 }
 
 #[test]
+fn variables_say_what_flags_do_not_and_empty_ones_say_nothing() {
+    const NAMES: [&str; 10] = [
+        "MODEL",
+        "LISTEN",
+        "THREADS",
+        "EXPERT_CACHE",
+        "TLS_CERT",
+        "TLS_KEY",
+        "TLS_CLIENT_CA",
+        "TOKENS",
+        "METRICS",
+        "HEALTH",
+    ];
+    let serve = |values: [&str; 10]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+        let named = NAMES.map(|name| format!("OUTRIGGER_{name}")).into_iter().zip(values);
+        command.arg("serve").envs(named).env_remove("RUST_LOG");
+        command
+    };
+    let model = demo();
+    let model = model.to_str().unwrap();
+    for (values, refused) in [
+        ([model, "0.0.0.0:0", "1", "50%", "", "", "", "", "", ""], "0.0.0.0:0 can be reached"),
+        ([model, "", "", "", "/no/cert", "/no/key", "", "", "", ""], "/no/cert"),
+        ([model, "", "", "", "", "", "", "/no/tokens", "", ""], "/no/tokens"),
+        (["/no/model", "", "", "", "", "", "", "", "", ""], "/no/model"),
+    ] {
+        let Output { status, stderr, .. } = serve(values).output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains(refused), "{stderr}");
+    }
+    let Output { status, stderr, .. } = serve([""; 10]).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--model"), "{stderr}");
+}
+
+#[test]
 fn a_log_filter_that_is_none_is_refused() {
     let output = command(&demo(), &["--listen", "127.0.0.1:0"]).env("RUST_LOG", "a=b=c").output();
     let Output { status, stderr, .. } = output.unwrap();

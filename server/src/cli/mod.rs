@@ -3,12 +3,12 @@
 mod load;
 mod serve;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -35,14 +35,23 @@ impl Command {
     }
 }
 
-/// The command line. One that begins with a flag of `serve` means `serve`.
+/// What the command line and the environment say; a variable that is empty says nothing. A line that begins with a flag
+/// of `serve` means `serve`.
 pub(crate) fn parse() -> Command {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let first = args.get(1).and_then(|arg| arg.to_str()).unwrap_or_default();
     if first.starts_with('-') && !["-h", "--help", "-V", "--version"].contains(&first) {
         args.insert(1, "serve".into());
     }
-    Cli::parse_from(args).command
+    let empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let cli = Cli::command().mut_subcommands(|command| {
+        command.mut_args(|arg| match arg.get_env().is_some_and(empty) {
+            true => arg.env(None::<&'static str>),
+            false => arg,
+        })
+    });
+    let parsed = Cli::from_arg_matches_mut(&mut cli.get_matches_from(args));
+    parsed.unwrap_or_else(|error| error.format(&mut Cli::command()).exit()).command
 }
 
 /// How a line of the log looks.

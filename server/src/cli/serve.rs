@@ -21,7 +21,7 @@ use super::{LogForm, start_logs};
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     /// The model: a GGUF file, or the first of its shards
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", env = "OUTRIGGER_MODEL")]
     model: PathBuf,
     /// Where to listen; port 0 takes any free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7070", env = "OUTRIGGER_LISTEN")]
@@ -33,19 +33,20 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "A-B", value_parser = parse_range)]
     experts: Option<RangeInclusive<u32>>,
     /// Threads that compute [default: one a core]
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "N", env = "OUTRIGGER_THREADS",
+          value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Memory for experts, as 2GiB or 40%; others are read from the file when needed
-    #[arg(long, value_name = "SIZE|PCT", default_value = "100%")]
+    #[arg(long, value_name = "SIZE|PCT", default_value = "100%", env = "OUTRIGGER_EXPERT_CACHE")]
     expert_cache: Budget,
     /// The certificate chain (PEM) to serve TLS with; it, the key and the authority are read again when they change
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", env = "OUTRIGGER_TLS_CERT", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// The private key (PEM) of the certificate
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "OUTRIGGER_TLS_KEY", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Admit only devices with a certificate of this authority (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "OUTRIGGER_TLS_CLIENT_CA", requires = "tls_cert")]
     tls_client_ca: Option<PathBuf>,
     /// Admit only those with a bearer token of this file: lines of NAME TOKEN [ROWS A SECOND],
     /// read again as it changes
