@@ -99,7 +99,8 @@ impl Engine {
         metrics.compute.inc_by(took.as_secs_f64());
         metrics.unreadable.inc_by(unreadable as u64);
         let requests = || batch.iter().filter_map(|work| work.trace.as_deref()).collect::<Vec<_>>();
-        tracing::debug!(layer, rows, ?took, requests = ?requests(), "batch");
+        let took_us = took.as_micros() as u64;
+        tracing::debug!(layer, rows, took_us, requests = ?requests(), "batch");
     }
 
     /// Adds every expert's weighted outputs to `sums`; returns those that cannot be read.

@@ -38,7 +38,8 @@ fn read(store: &Weak<ExpertStore>, shard: &Shard) {
             unreadable += pinned.refused().len();
         }
     }
-    tracing::info!(unreadable, took = ?started.elapsed(), "all experts that are served have been read");
+    let took_ms = started.elapsed().as_millis() as u64;
+    tracing::info!(unreadable, took_ms, "all experts that are served have been read");
 }
 
 #[cfg(test)]

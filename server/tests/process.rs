@@ -118,7 +118,7 @@ async fn it_says_where_it_listens_and_stops_on_sigterm() {
 
 #[test]
 fn with_json_every_line_is_json() {
-    let server = Running::start(&["--json"]);
+    let server = Running::start(&["--log", "json"]);
     let ready: serde_json::Value = serde_json::from_str(&server.line).unwrap();
     assert!(ready["listening"].as_str().unwrap().starts_with("127.0.0.1:"));
     assert_eq!(ready["fingerprint"].as_str().unwrap().len(), 64);
@@ -128,13 +128,19 @@ fn with_json_every_line_is_json() {
     for line in log.lines() {
         serde_json::from_str::<serde_json::Value>(line).expect(line);
     }
+
+    let stderr = refused(&demo(), &["--log", "json", "--layers", "3-9"]);
+    let error: serde_json::Value = serde_json::from_str(&stderr).unwrap();
+    assert_eq!(error["level"], "ERROR");
+    assert_eq!(error["fields"]["message"], "layers 3-9: the model has layers 0-5");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_of_a_batch_names_the_requests_of_devices() {
     let model = outrigger_experts::Model::open(&demo()).unwrap();
     let server = Running::start_with(&["--log", "json"], "info,outrigger_server=debug");
-    let address = server.line.strip_prefix("listening on ").expect("an address");
+    let ready: serde_json::Value = serde_json::from_str(&server.line).unwrap();
+    let address = ready["listening"].as_str().unwrap();
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let mut client = ExpertsClient::new(endpoint.connect().await.unwrap());
     let job = Job::random(&model, 3, 2, 4, 1).request(&model, Encoding::Q80);
@@ -147,6 +153,7 @@ async fn the_log_of_a_batch_names_the_requests_of_devices() {
     let batch = batch.expect(&log);
     assert_eq!((&batch["layer"], &batch["rows"]), (&3.into(), &2.into()));
     assert_eq!(batch["requests"], r#"["t417-l3"]"#);
+    assert!(batch["took_us"].is_u64(), "{batch}");
 }
 
 #[test]

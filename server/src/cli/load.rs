@@ -93,7 +93,6 @@ struct Step {
 
 impl Load {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        super::start_logs(super::LogForm::Text)?;
         let dial = Dial::new(&self.peer)?;
         let server = &self.peer.server;
         let no_answer = || format!("{server} does not answer");

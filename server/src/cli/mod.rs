@@ -27,6 +27,14 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// How its log looks.
+    pub(crate) fn log(&self) -> LogForm {
+        match self {
+            Command::Serve(serve) => serve.log,
+            Command::Load(_) => LogForm::Text,
+        }
+    }
+
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         match self {
             Command::Serve(serve) => serve.run().await,
@@ -55,14 +63,14 @@ pub(crate) fn parse() -> Command {
 }
 
 /// How a line of the log looks.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogForm {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogForm {
     Text,
     Json,
 }
 
 /// Logs go to standard error, from `info` on unless `RUST_LOG` says otherwise.
-fn start_logs(form: LogForm) -> anyhow::Result<()> {
+pub(crate) fn start_logs(form: LogForm) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env();
     // Its error says the same thing several times.
     let filter = filter.map_err(|_| {

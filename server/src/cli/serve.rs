@@ -15,7 +15,7 @@ use outrigger_server::{
 };
 use tokio::net::TcpListener;
 
-use super::{LogForm, start_logs};
+use super::LogForm;
 
 /// Serve experts of a model
 #[derive(Debug, Args)]
@@ -85,23 +85,19 @@ pub(crate) struct Serve {
     /// Where grpc.health.v1 answers without TLS, for probes that know none; nowhere else if absent
     #[arg(long, value_name = "ADDR", env = "OUTRIGGER_HEALTH")]
     health: Option<SocketAddr>,
-    /// How logs are written
+    /// How logs, and the line that says where it listens, are written
     #[arg(long, value_name = "FORM", default_value = "text")]
-    log: LogForm,
-    /// Write logs, and the line that says where it listens, as JSON
-    #[arg(long)]
-    json: bool,
+    pub(super) log: LogForm,
 }
 
 impl Serve {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        start_logs(if self.json { LogForm::Json } else { self.log })?;
         let tls = self.tls()?;
         check_exposure(self.listen, tls.is_some(), self.insecure)?;
         // Before the model, so that a signal while it opens is not lost, or does not end the server.
         let stop = stop_signal()?;
         outlive_hangup()?;
-        let (listen, json) = (self.listen, self.json);
+        let (listen, log) = (self.listen, self.log);
         let (metrics, health) = (self.metrics, self.health);
         let server = ExpertServer::open(self.config()?)?;
         let incoming = bind(listen).await?;
@@ -118,7 +114,7 @@ impl Serve {
             tracing::info!("health on {address}");
             tokio::spawn(serve_health(incoming, server.health()));
         }
-        announce(address, &server, json)?;
+        announce(address, &server, log)?;
         server.serve(incoming, tls, stop).await?;
         tracing::info!("stopped");
         Ok(())
@@ -163,16 +159,15 @@ async fn publish(at: SocketAddr, server: &ExpertServer) -> anyhow::Result<()> {
 }
 
 /// One line on standard output once connections are accepted, for people and for scripts.
-fn announce(address: SocketAddr, server: &ExpertServer, json: bool) -> std::io::Result<()> {
+fn announce(address: SocketAddr, server: &ExpertServer, form: LogForm) -> std::io::Result<()> {
     let (summary, fingerprint) = (server.summary(), server.fingerprint().to_string());
     tracing::info!(fingerprint, "serving {summary}");
-    let line = if json {
-        serde_json::json!({
+    let line = match form {
+        LogForm::Text => format!("listening on {address}"),
+        LogForm::Json => serde_json::json!({
             "listening": address.to_string(), "serving": summary, "fingerprint": fingerprint,
         })
-        .to_string()
-    } else {
-        format!("listening on {address}")
+        .to_string(),
     };
     writeln!(std::io::stdout(), "{line}")
 }
