@@ -264,10 +264,12 @@ pub async fn serve_health(incoming: TcpIncoming, health: HealthReporter) -> Resu
     Ok(server.add_service(service).serve_with_incoming(incoming).await?)
 }
 
-/// Tells whoever watches, and ends their streams, which would hold the connections open.
+/// Tells whoever watches, and ends their streams, which would hold the connections open. That forgets the state, which whoever
+/// asks from then on is to be told too.
 async fn stop_health(mut health: HealthReporter) {
     for service in ["", SERVICE_NAME] {
         health.set_service_status(service, ServingStatus::NotServing).await;
         health.clear_service_status(service).await;
+        health.set_service_status(service, ServingStatus::NotServing).await;
     }
 }

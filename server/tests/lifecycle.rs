@@ -125,8 +125,11 @@ async fn probes_have_a_port_of_their_own_with_health_alone() {
     assert_eq!(refused.code(), Code::Unimplemented);
     stop.send(()).unwrap();
     timeout(LONG, served).await.unwrap().unwrap().unwrap();
-    let answer = health.check(request).await;
-    assert!(answer.is_err_and(|status| status.code() == Code::NotFound));
+    for service in ["", SERVICE_NAME] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status, ServingStatus::NotServing as i32);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
