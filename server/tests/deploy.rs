@@ -76,7 +76,7 @@ fn ports_and_grace_fit_the_flags() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_dashboard_asks_for_metrics_that_there_are() {
+async fn the_dashboard_and_the_alerts_ask_for_metrics_that_there_are() {
     let model = Model::open(&demo()).unwrap();
     let mut server = start(config(&demo())).await;
     let request = Job::random(&model, 0, 1, 4, 1).request(&model, Encoding::Q80);
@@ -88,13 +88,13 @@ async fn the_dashboard_asks_for_metrics_that_there_are() {
     let dashboard: Value = serde_json::from_str(&deploy("grafana/outrigger-server.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().unwrap());
-    let mut asked = BTreeSet::new();
-    for target in targets {
-        let query = target["expr"].as_str().unwrap();
-        let words = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        asked.extend(words.filter(|word| word.starts_with("outrigger_")));
+    let panels: Vec<&str> = targets.map(|target| target["expr"].as_str().unwrap()).collect();
+    for (queries, least) in [(panels.join("\n"), 15), (deploy("prometheus/rules.yaml"), 5)] {
+        let words = queries.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let ours = |word: &&str| word.starts_with("outrigger_") || word.starts_with("process_");
+        let asked: BTreeSet<&str> = words.filter(ours).collect();
+        assert!(asked.len() >= least, "{asked:?}");
+        let unknown: Vec<_> = asked.difference(&there).collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
     }
-    assert!(asked.len() >= 10, "{asked:?}");
-    let unknown: Vec<_> = asked.difference(&there).collect();
-    assert!(unknown.is_empty(), "{unknown:?}");
 }
