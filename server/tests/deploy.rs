@@ -40,6 +40,27 @@ fn the_binary_takes_the_flags_of_the_manifests() {
     }
 }
 
+#[test]
+fn the_binary_takes_the_variables_of_the_unit() {
+    let variables = deploy("systemd/server.env");
+    let variables = variables.lines().filter(|line| !line.starts_with('#'));
+    let mut variables: Vec<_> = variables.map(|line| line.split_once('=').unwrap()).collect();
+    // That one is the unit's.
+    variables.retain(|(name, _)| *name != "OUTRIGGER_ARGS");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+    let help = command.args(["serve", "--help"]).output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap();
+    assert!(variables.len() >= 5);
+    for (name, _) in &variables {
+        assert!(help.contains(name), "{name}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger-server"));
+    let output = command.arg("serve").envs(variables).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("/etc/outrigger/cert.pem"), "{stderr}");
+}
+
 /// As `[env: OUTRIGGER_LISTEN=]`.
 #[test]
 fn every_variable_that_the_binary_takes_is_told() {
