@@ -38,8 +38,13 @@ pub(crate) struct ExpertRows {
     pub(crate) rows: Vec<(u32, f32)>,
 }
 
-/// What to compute, and the experts asked for that are not held, ascending.
-pub(crate) fn check(shard: &Shard, request: ForwardRequest) -> Result<(Work, Vec<u32>), Status> {
+/// What to compute for `device`, which calls it `trace`, and the experts asked for that are not held, ascending.
+pub(crate) fn check(
+    shard: &Shard,
+    request: ForwardRequest,
+    device: usize,
+    trace: Option<String>,
+) -> Result<(Work, Vec<u32>), Status> {
     check_fingerprint(shard, &request.fingerprint)?;
     check_layer(shard, request.layer)?;
     let rows = request.rows;
@@ -61,7 +66,7 @@ pub(crate) fn check(shard: &Shard, request: ForwardRequest) -> Result<(Work, Vec
     });
     let (layer, rows, groups) = (request.layer as usize, rows as usize, groups.collect());
     let not_held = not_held.iter().map(|group| group.expert).collect();
-    Ok((Work { layer, rows, activations, groups, reply, device: 0, trace: None }, not_held))
+    Ok((Work { layer, rows, activations, groups, reply, device, trace }, not_held))
 }
 
 fn check_fingerprint(shard: &Shard, bytes: &[u8]) -> Result<(), Status> {

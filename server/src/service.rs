@@ -102,8 +102,7 @@ impl Service {
         trace: Option<String>,
     ) -> Result<ForwardResponse, Status> {
         let (request_id, layer, rows) = (request.request_id, request.layer, request.rows);
-        let (mut work, mut not_run) = check(&self.shard, request)?;
-        (work.device, work.trace) = (device, trace);
+        let (work, mut not_run) = check(&self.shard, request, device, trace)?;
         let (expert_rows, run) = (work.expert_rows(), self.runner.run(work));
         let sums = match tenant {
             Some(tenant) => tenant.charge(expert_rows, run).await?,
