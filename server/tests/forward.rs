@@ -112,7 +112,8 @@ async fn rows_of_no_group_are_zero() {
 #[tokio::test(flavor = "multi_thread")]
 async fn company_changes_nothing() {
     let model = Model::open(&demo()).unwrap();
-    let server = start(config(&demo())).await;
+    // All at once: a client that has not heard of the limit yet would go beyond it, and be refused.
+    let server = start(ServerConfig { max_streams: 256, ..config(&demo()) }).await;
     let jobs: Vec<Job> =
         (0..96).map(|i| Job::random(&model, i % 3, 1 + i as usize % 5, 4, u64::from(i))).collect();
     let mut calls = tokio::task::JoinSet::new();
