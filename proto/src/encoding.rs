@@ -34,7 +34,7 @@ impl Encoding {
 /// A matrix that came over the wire: of the right size, every number finite.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decoded {
-    /// Plain values, `[rows, cols]`; from [`Encoding::F32`], [`Encoding::F16`] or, rounded, [`Encoding::F48`].
+    /// Plain values, `[rows, cols]`; from [`Encoding::F32`] or [`Encoding::F16`].
     F32(Vec<f32>),
     /// Blocks of 32.
     Q80 {
@@ -89,37 +89,28 @@ pub enum EncodingError {
     },
 }
 
-/// Unpacks a matrix of `rows` x `cols` values. Sizes are checked before anything is allocated.
+/// Unpacks activations, `[rows, cols]`, from any encoding but [`Encoding::F48`], which is for sums.
 pub fn decode(
     encoding: Encoding,
     rows: usize,
     cols: usize,
     bytes: &[u8],
 ) -> Result<Decoded, EncodingError> {
-    let expected =
-        encoding.bytes(rows, cols).ok_or(EncodingError::Shape { encoding, rows, cols })?;
-    if bytes.len() != expected {
-        let found = bytes.len();
-        return Err(EncodingError::Size { encoding, rows, cols, found, expected });
-    }
-    // The product cannot overflow: `expected` is at least as large.
-    let values = rows * cols;
+    check_size(encoding, rows, cols, bytes)?;
+    // Of blocks. The product cannot overflow: as many bytes are there.
+    let split = || bytes.split_at(bytes.len() - rows * cols);
     match encoding {
-        Encoding::Unspecified => Err(EncodingError::Shape { encoding, rows, cols }),
         Encoding::F32 => Ok(Decoded::F32(finite("value", f32s(bytes))?)),
         Encoding::F16 => Ok(Decoded::F32(finite("value", f16s(bytes))?)),
-        Encoding::F48 => {
-            let narrowed = f48s(bytes).into_iter().map(|v| v as f32).collect();
-            Ok(Decoded::F32(finite("value", narrowed)?))
-        }
         Encoding::Q80 => {
-            let (scales, quants) = bytes.split_at(expected - values);
+            let (scales, quants) = split();
             Ok(Decoded::Q80 { scales: finite("scale", f16s(scales))?, quants: i8s(quants) })
         }
         Encoding::Q8K => {
-            let (scales, quants) = bytes.split_at(expected - values);
+            let (scales, quants) = split();
             Ok(Decoded::Q8K { scales: finite("scale", f32s(scales))?, quants: i8s(quants) })
         }
+        Encoding::Unspecified | Encoding::F48 => Err(EncodingError::Shape { encoding, rows, cols }),
     }
 }
 
@@ -130,12 +121,31 @@ pub fn decode_sums(
     cols: usize,
     bytes: &[u8],
 ) -> Result<Vec<f64>, EncodingError> {
-    match decode(encoding, rows, cols, bytes)? {
-        Decoded::F32(_) if encoding == Encoding::F48 => Ok(f48s(bytes)),
-        Decoded::F32(values) => Ok(values.into_iter().map(f64::from).collect()),
-        Decoded::Q80 { .. } | Decoded::Q8K { .. } => {
-            Err(EncodingError::Shape { encoding, rows, cols })
+    check_size(encoding, rows, cols, bytes)?;
+    let widen = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+    let sums = match encoding {
+        Encoding::F32 => widen(f32s(bytes)),
+        Encoding::F16 => widen(f16s(bytes)),
+        Encoding::F48 => f48s(bytes),
+        Encoding::Unspecified | Encoding::Q80 | Encoding::Q8K => {
+            return Err(EncodingError::Shape { encoding, rows, cols });
         }
+    };
+    finite("value", sums)
+}
+
+/// Before anything is allocated.
+fn check_size(
+    encoding: Encoding,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> Result<(), EncodingError> {
+    let expected =
+        encoding.bytes(rows, cols).ok_or(EncodingError::Shape { encoding, rows, cols })?;
+    match bytes.len() {
+        found if found == expected => Ok(()),
+        found => Err(EncodingError::Size { encoding, rows, cols, found, expected }),
     }
 }
 
@@ -185,8 +195,12 @@ pub fn encode_q8_k(scales: &[f32], quants: &[i8]) -> Bytes {
     out.into()
 }
 
-fn finite(what: &'static str, values: Vec<f32>) -> Result<Vec<f32>, EncodingError> {
-    match values.iter().position(|v| !v.is_finite()) {
+/// Checks that every value is finite as an f32, which is what sums become in the end.
+fn finite<T: Copy + Into<f64>>(
+    what: &'static str,
+    values: Vec<T>,
+) -> Result<Vec<T>, EncodingError> {
+    match values.iter().position(|&v| !(v.into() as f32).is_finite()) {
         None => Ok(values),
         Some(index) => Err(EncodingError::NotFinite { what, index }),
     }
