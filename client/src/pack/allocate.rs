@@ -31,9 +31,9 @@ impl Choice {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Curve {
     /// With `inputs` of so many weights a code and nothing else approximated.
-    pub(super) inputs: Vec<(u8, f64)>,
+    pub(super) inputs: [(u8, f64); 2],
     /// With `output` of so many weights a code and nothing else approximated.
-    pub(super) output: Vec<(u8, f64)>,
+    pub(super) output: [(u8, f64); 2],
     /// With the mean output.
     pub(super) mean: f64,
     /// Its share of the layer's routed weight.
@@ -43,10 +43,9 @@ pub(super) struct Curve {
 impl Curve {
     /// The distortion of a choice: errors of different matrices hardly know of each other, so they add up.
     pub(super) fn distortion(&self, choice: Choice) -> f64 {
-        let at =
-            |points: &[(u8, f64)], dim: Option<u8>| dim.map_or(0.0, |dim| interpolate(points, dim));
+        let at = |points, dim: Option<u8>| dim.map_or(0.0, |dim| interpolate(points, dim));
         match choice {
-            Choice::Copy { inputs, output } => at(&self.inputs, inputs) + at(&self.output, output),
+            Choice::Copy { inputs, output } => at(self.inputs, inputs) + at(self.output, output),
             Choice::Mean => self.mean,
         }
     }
@@ -55,8 +54,7 @@ impl Curve {
 /// Between and beyond two measured codes: a power of the codebooks' own distortion. On a sample of the demo model's
 /// experts that is within a third of the median of what is measured at every other code. Single experts are at 0.7 to
 /// 1.6 of it, and coded inputs of two weights a code, where little is left to lose, at up to 2.8.
-fn interpolate(points: &[(u8, f64)], dim: u8) -> f64 {
-    let [(a, at_a), (b, at_b)] = *points else { unreachable!("two codes are measured") };
+fn interpolate([(a, at_a), (b, at_b)]: [(u8, f64); 2], dim: u8) -> f64 {
     let log = |dim| GgmlType::Vq(dim).gaussian_distortion().ln();
     let (at_a, at_b) = (at_a.max(f64::MIN_POSITIVE), at_b.max(f64::MIN_POSITIVE));
     let slope = (at_b / at_a).ln() / (log(b) - log(a));
@@ -147,8 +145,8 @@ mod tests {
         let curve = |i: usize| {
             let scale = 1.0 / (1 + i * i) as f64;
             Curve {
-                inputs: vec![(3, 0.002 * scale), (12, 0.06 * scale)],
-                output: vec![(3, 0.015 * scale), (12, 0.3 * scale)],
+                inputs: [(3, 0.002 * scale), (12, 0.06 * scale)],
+                output: [(3, 0.015 * scale), (12, 0.3 * scale)],
                 mean: 0.9 * scale,
                 mass: 0.1,
             }
@@ -191,8 +189,8 @@ mod tests {
     fn what_the_text_never_used_is_exact_where_everything_can_be() {
         let (mut curves, costs) = (curves(), costs());
         curves[1][4] = Curve {
-            inputs: vec![(3, 0.0), (12, 0.0)],
-            output: vec![(3, 0.0), (12, 0.0)],
+            inputs: [(3, 0.0), (12, 0.0)],
+            output: [(3, 0.0), (12, 0.0)],
             mean: 0.0,
             mass: 0.0,
         };

@@ -286,8 +286,8 @@ fn curve(fit: &Fit<'_>, energy: f64, mass: f64) -> Curve {
     let inputs = |dim| (dim, fit.inputs_error(&fit.inputs(dim)) / energy);
     let output = |dim| (dim, fit.output(None, Some(dim)).error / energy);
     Curve {
-        inputs: MEASURED.map(inputs).to_vec(),
-        output: MEASURED.map(output).to_vec(),
+        inputs: MEASURED.map(inputs),
+        output: MEASURED.map(output),
         mean: fit.mean().1 / energy,
         mass,
     }
