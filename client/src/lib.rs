@@ -75,7 +75,7 @@ pub use outrigger_experts::{
 pub use outrigger_router::State as LinkState;
 pub use pass::{Pass, Tally};
 pub use prediction::{Distance, Prediction};
-pub use sample::{Sampler, SamplerConfig, SamplerError};
+pub use sample::{Sampler, SamplerConfig, SamplerError, random_seed};
 pub use session::{Session, Token};
 pub use sizes::Sizes;
 pub use tonic;

@@ -2,6 +2,7 @@
 //! top-k, top-p, min-p, temperature), and a draw that a seed repeats on every platform.
 
 use std::cmp::Ordering;
+use std::hash::{BuildHasher as _, RandomState};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -103,6 +104,12 @@ pub struct SamplerError {
     pub found: f32,
     /// What it may be.
     pub expected: &'static str,
+}
+
+/// A seed that nobody chose.
+pub fn random_seed() -> u64 {
+    // It takes its keys from the system's entropy.
+    RandomState::new().hash_one(())
 }
 
 /// Chooses one token after another. A clone goes on to choose the same ones.

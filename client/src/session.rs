@@ -231,8 +231,7 @@ impl Session {
     /// # Errors
     /// As [`Session::advance`].
     pub async fn settle(&mut self) -> Result<Pass> {
-        let mut total = Pass::default();
-        let mut at = self.settled;
+        let (mut total, mut at) = (Pass::default(), self.settled);
         while at < self.done.len() {
             let end = self.done.len().min(at + self.engine.fleet.batch_rows(BATCH_ROWS));
             total.append(self.pass(at..end, 0).await?);
@@ -337,8 +336,7 @@ impl Session {
     /// Forgets every token from the first one on that `wanted` has otherwise, and returns how many stay: those behind
     /// them in `wanted` are left to push, at least one, whose logits are needed.
     pub fn rewind(&mut self, wanted: &[u32]) -> usize {
-        let common = self.tokens().zip(wanted).take_while(|(have, want)| have == *want).count();
-        let kept = common.min(wanted.len().saturating_sub(1));
+        let kept = self.common(wanted).min(wanted.len().saturating_sub(1));
         self.truncate(kept);
         kept
     }
@@ -370,6 +368,16 @@ impl Session {
     /// Tokens, computed and pending.
     pub fn len(&self) -> usize {
         self.done.len() + self.pending.len()
+    }
+
+    /// Tokens at the front that `text` begins with, too.
+    pub(crate) fn common(&self, text: &[u32]) -> usize {
+        self.tokens().zip(text).take_while(|(have, other)| have == *other).count()
+    }
+
+    /// Tokens that steps can still say: the last need not be held.
+    pub fn room(&self) -> usize {
+        self.kv.capacity() - self.len() + 1
     }
 
     /// Whether there is no token yet.

@@ -1,6 +1,5 @@
 //! Flags that several commands share.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,7 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use outrigger::{
     Budget, Elsewhere, Engine, EngineConfig, Error, KvType, OnMiss, Policy, Reply, SamplerConfig,
-    SamplerError, TlsIdentity,
+    SamplerError, TlsIdentity, random_seed,
 };
 
 use super::view::{note, spinner};
@@ -298,11 +297,6 @@ impl SamplingArgs {
         config.check()?;
         Ok(config)
     }
-}
-
-/// `RandomState` takes its keys from the system's entropy.
-fn random_seed() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 /// Opens the engine and says what a user should know about the cache and the servers.

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::args::{ComputeArgs, SamplingArgs, open};
 use super::embedded::EmbeddedServer;
-use super::generate::{Cut, generate, room};
+use super::generate::{Cut, generate};
 use super::run::totals_json;
 use super::view::{MarkedText, Totals, line, note, printable, put, size, table};
 
@@ -95,7 +95,7 @@ impl Demo {
         session: &mut Session,
         link: &FaultProxy,
     ) -> Result<Vec<Totals>> {
-        let room = room(engine, session);
+        let room = session.room();
         let total = room.min(self.predict as usize);
         if total < self.predict as usize {
             note(format!("the context holds {} tokens: {total} are generated", engine.context()));

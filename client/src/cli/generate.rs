@@ -33,12 +33,6 @@ impl fmt::Display for Cut {
     }
 }
 
-/// Tokens that a session can still say.
-pub(crate) fn room(engine: &Engine, session: &Session) -> usize {
-    // The last token need not be held.
-    engine.context().saturating_sub(session.len()) + 1
-}
-
 /// Generates `wanted` tokens, or as many as there is room for; `show` sees each at once and says whether to go on.
 pub(crate) async fn generate(
     engine: &Engine,
@@ -47,7 +41,7 @@ pub(crate) async fn generate(
     mut show: impl FnMut(&Token) -> std::io::Result<bool>,
 ) -> Result<Said> {
     let mut interrupted = pin!(tokio::signal::ctrl_c());
-    let room = room(engine, session);
+    let room = session.room();
     let mut totals = Totals::default();
     for _ in 0..wanted.unwrap_or(room).min(room) {
         let token = tokio::select! {

@@ -8,7 +8,7 @@ use outrigger::pack::{Choice, PackConfig, Packed, Stage, pack};
 use outrigger::{Budget, Model};
 use serde_json::json;
 
-use super::args::ThreadsArg;
+use super::args::{ThreadsArg, read};
 use super::view::{bar, line, note, size};
 
 /// Prose, tales, program code and the Romance languages: what experts are fitted to unless the user knows better.
@@ -45,11 +45,8 @@ impl Pack {
     pub(crate) async fn run(self) -> Result<()> {
         let mut config = config(&self.model, &self.output, self.budget);
         if !self.calibrate.is_empty() {
-            let read = |path: &PathBuf| {
-                std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))
-            };
-            config.calibration = self.calibrate.iter().map(read).collect::<Result<_>>()?;
+            let texts = self.calibrate.iter().map(|path| read(path));
+            config.calibration = texts.collect::<Result<_>>()?;
         }
         config.tokens = self.calibration_tokens as usize;
         self.threads.apply(&mut config.threads);

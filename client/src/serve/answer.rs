@@ -1,7 +1,6 @@
 //! What a generation tells, as OpenAI's objects: whole, or piece by piece. Beside what their clients know, each choice
 //! and the usage have an `outrigger` object that says what they were made of.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use super::error::ApiError;
 use super::generate::{Event, Finish, Usage};
 use super::made::Made;
 use super::request::Endpoint;
+use crate::sample::random_seed;
 
 /// What the parts of an answer have in common.
 pub(super) struct Answer {
@@ -36,7 +36,7 @@ impl Answer {
             Endpoint::Completions => "cmpl",
         };
         Answer {
-            id: format!("{prefix}-{:016x}", RandomState::new().hash_one(())),
+            id: format!("{prefix}-{:016x}", random_seed()),
             created: now(),
             begun: 0,
             endpoint,

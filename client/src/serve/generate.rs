@@ -155,8 +155,7 @@ impl Job {
 
     /// Generates one choice, and tells it. What all of it was made of.
     async fn say(&self, session: &mut Lease, choice: usize) -> Result<Made, Stopped> {
-        // The last token of a full context is sampled, and not computed any more.
-        let room = self.sessions.engine.context() - session.len() + 1;
+        let room = session.room();
         let most = self.request.max_tokens.unwrap_or(room).min(room);
         let mut stops = Stops::new(&self.request.stops);
         let (mut made, mut untold) =

@@ -1,13 +1,11 @@
 //! From the bytes of a body to a request in which every field is understood, or an error that names one.
 
-use std::hash::{BuildHasher as _, RandomState};
-
 use hyper::StatusCode;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, count, number, shown};
-use crate::sample::SamplerConfig;
+use crate::sample::{SamplerConfig, random_seed};
 use crate::text::Message;
 
 /// Answers to one request, over all of its prompts.
@@ -261,11 +259,6 @@ fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(None) };
     let seed = value.as_u64().or(value.as_i64().map(i64::cast_unsigned));
     seed.map(Some).ok_or_else(|| fields.wrong("seed", &value, "a whole number of 64 bits"))
-}
-
-/// `RandomState` takes its keys from the system's entropy.
-fn random_seed() -> u64 {
-    RandomState::new().hash_one(())
 }
 
 fn logit_bias(fields: &mut Fields, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {

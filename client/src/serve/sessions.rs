@@ -62,9 +62,7 @@ impl Sessions {
     /// half of it and there may be one more.
     pub(super) fn lease(self: &Arc<Self>, place: Place, prompt: &[u32]) -> Result<Lease> {
         let mut kept = self.kept();
-        let common = |session: &Session| {
-            session.tokens().zip(prompt).take_while(|(have, want)| have == *want).count()
-        };
+        let common = |session: &Session| session.common(prompt);
         // Of equals the one that was not used for longest.
         let best = kept.idle.iter().map(common).enumerate().rev().max_by_key(|(_, common)| *common);
         let session = match best {

@@ -14,7 +14,7 @@ use clap::Args;
 use outrigger::text::Tokenizer;
 use outrigger::{Engine, EngineConfig, Error, Model, OnMiss};
 
-use super::args::{ModelArgs, PlacementArgs, open};
+use super::args::{ModelArgs, PlacementArgs, open, read};
 use super::embedded::EmbeddedServer;
 use super::view::{bar, line, put, spinner};
 use logits_file::LogitsFile;
@@ -175,9 +175,8 @@ impl Eval {
         let reading = spinner("reading the texts");
         let mut texts = Vec::new();
         for path in &self.file {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
-            let tokens = encode(engine.tokenizer(), &text, self.tokens.unwrap_or(usize::MAX));
+            let tokens =
+                encode(engine.tokenizer(), &read(path)?, self.tokens.unwrap_or(usize::MAX));
             texts.push(Text { name: path.display().to_string(), tokens });
         }
         if !self.token_ids.is_empty() {
