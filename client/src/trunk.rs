@@ -1,6 +1,6 @@
 //! The trunk's small vectors, decoded once: norms, biases and rotary frequencies. Its matrices stay in the map.
 
-use outrigger_experts::{Model, RopeStyle, Tensor, dequantize, ops};
+use outrigger_experts::{Model, RopeStyle, Tensor, ops};
 
 /// What the forward pass reads besides matrices.
 pub(crate) struct Trunk {
@@ -22,10 +22,10 @@ pub(crate) struct TrunkLayer {
 
 impl Trunk {
     pub(crate) fn new(model: &Model) -> Trunk {
-        let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(decode);
+        let optional = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::to_f32);
         let layers = model.layers.iter().map(|layer| TrunkLayer {
-            attn_norm: decode(&layer.attn_norm),
-            ffn_norm: decode(&layer.ffn_norm),
+            attn_norm: layer.attn_norm.to_f32(),
+            ffn_norm: layer.ffn_norm.to_f32(),
             q_norm: optional(&layer.q_norm),
             k_norm: optional(&layer.k_norm),
             q_bias: optional(&layer.q_bias),
@@ -33,14 +33,8 @@ impl Trunk {
             v_bias: optional(&layer.v_bias),
         });
         let layers = layers.collect();
-        Trunk { layers, output_norm: decode(&model.output_norm), rope: Rope::new(model) }
+        Trunk { layers, output_norm: model.output_norm.to_f32(), rope: Rope::new(model) }
     }
-}
-
-fn decode(tensor: &Tensor) -> Vec<f32> {
-    let mut values = vec![0.0; tensor.cols() * tensor.rows()];
-    dequantize(tensor.ty(), tensor.bytes(), &mut values);
-    values
 }
 
 /// Pairs of a head at most.
@@ -59,7 +53,7 @@ impl Rope {
         let spec = &model.spec.rope;
         let mut frequencies = ops::rope_frequencies(spec.dim, spec.base, spec.scale);
         if let Some(divisors) = &model.rope_freqs {
-            frequencies.iter_mut().zip(decode(divisors)).for_each(|(f, divisor)| *f /= divisor);
+            frequencies.iter_mut().zip(divisors.to_f32()).for_each(|(f, divisor)| *f /= divisor);
         }
         Rope { style: spec.style, head_dim: model.spec.head_dim, frequencies }
     }

@@ -1,9 +1,10 @@
 //! A pack's file: the full model's metadata and trunk, and each expert as chosen.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use outrigger_experts::gguf::{Array, Layout, Value, Writer};
-use outrigger_experts::{GgmlType, Model, checksum, pack_names};
+use outrigger_experts::{ExpertLayer, GgmlType, Model, Tensor, checksum, pack_names};
 
 use super::allocate::Choice;
 use crate::error::Result;
@@ -38,7 +39,10 @@ pub(super) fn write(
     let mut layout = Layout::new(path);
     set_metadata(&mut layout, full, about);
     layout.set(pack_names::CHECKSUMS, checksums(full, about.choices, &bytes)?);
-    let trunk: Vec<_> = full.gguf.tensors().filter(|tensor| !is_expert(tensor.name())).collect();
+    let experts = full.experts.iter().flat_map(ExpertLayer::tensors);
+    let experts: BTreeSet<&str> = experts.map(Tensor::name).collect();
+    let trunk = full.gguf.tensors().filter(|tensor| !experts.contains(tensor.name()));
+    let trunk: Vec<_> = trunk.collect();
     for tensor in &trunk {
         let ty = full.gguf.tensor(tensor.name())?.ty();
         layout.tensor(tensor.name(), ty, tensor.dims())?;
@@ -133,10 +137,4 @@ fn set_metadata(layout: &mut Layout, full: &Model, about: &About<'_>) {
     layout.set(pack_names::CALIBRATION, about.calibration.as_str());
     layout.set(pack_names::MASS, Value::Array(Array::F32(about.mass.clone())));
     layout.set(pack_names::ERRORS, Value::Array(Array::F32(about.errors.clone())));
-}
-
-fn is_expert(name: &str) -> bool {
-    ["ffn_gate_exps", "ffn_up_exps", "ffn_down_exps", "ffn_gate_up_exps"]
-        .iter()
-        .any(|part| name.ends_with(&format!(".{part}.weight")))
 }

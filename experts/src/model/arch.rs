@@ -98,10 +98,30 @@ static ROWS: [Row; 4] = [
     },
 ];
 
+impl QkNorm {
+    /// How many weights the queries' norm has and the keys' one, if there are such.
+    pub(crate) fn lens(
+        self,
+        head_dim: usize,
+        q_dim: usize,
+        kv_dim: usize,
+    ) -> Option<(usize, usize)> {
+        match self {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some((head_dim, head_dim)),
+            QkNorm::Full => Some((q_dim, kv_dim)),
+        }
+    }
+}
+
 impl Arch {
     /// The name in `general.architecture`.
     pub fn name(self) -> &'static str {
         self.row().name
+    }
+
+    pub(crate) fn qk_norm(self) -> QkNorm {
+        self.row().qk_norm
     }
 
     pub(super) fn row(self) -> &'static Row {

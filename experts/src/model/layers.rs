@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use super::arch::QkNorm;
 use super::spec::ModelSpec;
 use crate::error::{Error, Mismatch, Result};
 use crate::gguf::{Gguf, Metadata};
@@ -64,11 +63,7 @@ impl LayerTensors {
         // Absurd sizes saturate, and match no tensor.
         let q_dim = spec.n_heads.saturating_mul(spec.head_dim);
         let kv_dim = spec.n_kv_heads.saturating_mul(spec.head_dim);
-        let (q_norm, k_norm) = match spec.qk_norm {
-            QkNorm::None => (None, None),
-            QkNorm::PerHead => (Some(spec.head_dim), Some(spec.head_dim)),
-            QkNorm::Full => (Some(q_dim), Some(kv_dim)),
-        };
+        let (q_norm, k_norm) = spec.qk_norm.lens(spec.head_dim, q_dim, kv_dim).unzip();
         let name = |part: &str| format!("blk.{layer}.{part}");
         let mut norm = |part: &str, len: Option<usize>| {
             len.map(|len| loader.tensor(&name(part), &[len])).transpose()

@@ -117,7 +117,7 @@ impl ModelSpec {
             context: keys.size("context_length")?,
             norm_eps: keys.positive("attention.layer_norm_rms_epsilon", None)?,
             rope: keys.rope(head_dim)?,
-            qk_norm: arch.row().qk_norm,
+            qk_norm: arch.qk_norm(),
             gating: keys.gating()?,
             norm_weights: norm_weights.unwrap_or(arch.row().norm_weights),
             weights_scale: keys.weights_scale()?,

@@ -186,12 +186,7 @@ impl Shape {
             };
             norm("attn_norm", d.n_embd);
             norm("ffn_norm", d.n_embd);
-            let qk_norm = match d.arch {
-                Arch::Olmoe => Some((q_dim, kv_dim)),
-                Arch::Qwen3Moe => Some((d.head_dim, d.head_dim)),
-                Arch::Qwen2Moe | Arch::Llama => None,
-            };
-            if let Some((q_len, k_len)) = qk_norm {
+            if let Some((q_len, k_len)) = d.arch.qk_norm().lens(d.head_dim, q_dim, kv_dim) {
                 norm("attn_q_norm", q_len);
                 norm("attn_k_norm", k_len);
             }

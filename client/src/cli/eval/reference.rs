@@ -42,9 +42,8 @@ impl Reference {
 /// fingerprint, but not its experts.
 pub(super) fn check_full(full: &Path, device: &Path) -> Result<()> {
     let model = Model::open(full).context("cannot open the full model")?;
-    let made_from_another = model.gguf.meta().get("outrigger.fingerprint").is_some();
     ensure!(
-        !made_from_another,
+        !model.is_pack(),
         "{}: found a pack, expected the full model that it was made from; \
          give that with --against-full FULL.gguf",
         full.display()
