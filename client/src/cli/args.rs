@@ -213,7 +213,7 @@ impl PlacementArgs {
         let mut config = EngineConfig::new(model);
         config.standins = match &self.standins {
             Some(StandIns::Budget(budget)) => {
-                Some(super::pack::cached(&config.model, *budget).await?)
+                Some(super::packing::cached(&config.model, *budget).await?)
             }
             Some(StandIns::File(path)) => Some(path.clone()),
             None => None,

@@ -9,6 +9,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod pack;
+mod packing;
 mod proxy;
 mod replay;
 mod run;

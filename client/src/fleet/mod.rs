@@ -3,6 +3,7 @@
 //! Every server has a task that probes it while it is down, so that no token ever waits for a connection.
 
 mod dispatch;
+mod error;
 mod members;
 mod server;
 mod sources;

@@ -14,7 +14,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
-use super::dispatch::CallError;
+use super::error::CallError;
 use super::sources::Address;
 use super::{Identity, RosterEntry, ServerStatus};
 use crate::config::{Dial, EngineConfig};

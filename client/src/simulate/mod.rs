@@ -6,6 +6,7 @@
 //! code against any timeline of links and servers.
 
 mod draw;
+mod files;
 mod medium;
 mod network;
 mod report;
@@ -17,12 +18,13 @@ mod units;
 
 use std::path::PathBuf;
 
+pub use files::{prepare, write_sweep};
 pub use medium::{Conditions, Timeline, Way};
 pub use network::{Network, ServerEvent};
-pub use report::{Row, Run, Summary, prepare};
+pub use report::{Row, Run, Summary};
 pub use run::run;
 pub use scenario::{CUT, Compute, Device, Event, Input, Link, Scenario, ServerChange};
-pub use sweep::{Point, Sweep, sweep, write_sweep};
+pub use sweep::{Point, Sweep, sweep};
 pub use units::{Rate, Share, Time};
 
 /// The result of this module's operations.

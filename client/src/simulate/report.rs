@@ -1,12 +1,10 @@
-//! What a simulation leaves: a row a token, a summary, and the files that hold them.
+//! What a simulation leaves: a row a token, and a summary.
 
-use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::scenario::{Input, Scenario};
-use super::{Error, Result, draw};
 use crate::pass::Tally;
 use crate::prediction::Distance;
 
@@ -145,19 +143,6 @@ impl Run {
         }
     }
 
-    /// Writes `tokens.csv`, `summary.json`, `timeline.svg` and `timeline.png`.
-    ///
-    /// # Errors
-    /// A directory or file that cannot be written.
-    pub fn write(&self, directory: &Path) -> Result<()> {
-        let summary = serde_json::to_string_pretty(&self.summary()).expect("plain values") + "\n";
-        let figure = draw::timeline(self);
-        write(directory, "tokens.csv", self.csv().as_bytes())?;
-        write(directory, "summary.json", summary.as_bytes())?;
-        write(directory, "timeline.svg", figure.svg().as_bytes())?;
-        write(directory, "timeline.png", &figure.png()?)
-    }
-
     /// A header and a line a token.
     pub fn csv(&self) -> String {
         let header = COLUMNS.map(|(name, _)| name.to_owned());
@@ -165,26 +150,6 @@ impl Run {
         let lines = std::iter::once(header).chain(lines);
         lines.map(|cells| cells.join(",") + "\n").collect()
     }
-}
-
-/// Makes a directory for what is to be written, and sees that it takes files: before a simulation rather than after it.
-///
-/// # Errors
-/// A directory that cannot be made or written to.
-pub fn prepare(directory: &Path) -> Result<()> {
-    let probe = directory.join(format!(".outrigger-{}", std::process::id()));
-    std::fs::create_dir_all(directory)
-        .and_then(|()| std::fs::File::create_new(&probe))
-        .and_then(|_| std::fs::remove_file(&probe))
-        .map_err(|source| Error::Write { path: directory.to_owned(), source })
-}
-
-/// Writes a file, and the directories above it where there are none.
-pub(super) fn write(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let path = directory.join(name);
-    std::fs::create_dir_all(directory)
-        .and_then(|()| std::fs::write(&path, bytes))
-        .map_err(|source| Error::Write { path, source })
 }
 
 /// A column's name, and its cell in a row.

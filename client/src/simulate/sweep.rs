@@ -1,17 +1,16 @@
 //! One text offline at several budgets, for each policy: quality against what is resident.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::report::{Row, mean, write};
+use super::report::{Row, mean};
 use super::run::Life;
 use super::scenario::{Compute, Event, Input, Link, Scenario};
 use super::units::{Share, Time};
-use super::{Error, Result, draw};
+use super::{Error, Result};
 use crate::config::{Budget, Policy};
 
 /// What to vary. From text: `cache=10%,25%,50%`.
@@ -97,23 +96,6 @@ pub fn sweep(
         }
     }
     Ok(points)
-}
-
-/// Writes `sweep.csv`, `sweep.svg` and `sweep.png`.
-///
-/// # Errors
-/// A directory or file that cannot be written.
-pub fn write_sweep(scenario: &Scenario, points: &[Point], directory: &Path) -> Result<()> {
-    let mut csv = "policy,cache,tokens,ppl_ratio,kl,acceptance,coverage\n".to_owned();
-    for Point { policy, cache, tokens, ppl_ratio, kl, acceptance, coverage } in points {
-        csv += &format!(
-            "{policy},{cache},{tokens},{ppl_ratio:.6},{kl:.6},{acceptance:.6},{coverage:.6}\n"
-        );
-    }
-    let figure = draw::sweep(&scenario.title, points);
-    write(directory, "sweep.csv", csv.as_bytes())?;
-    write(directory, "sweep.svg", figure.svg().as_bytes())?;
-    write(directory, "sweep.png", &figure.png()?)
 }
 
 /// The scenario's device and text, at another budget and policy, over a link to which nothing happens. Nothing takes time,
