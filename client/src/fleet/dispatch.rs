@@ -115,20 +115,20 @@ pub(super) async fn start(fleet: &Fleet, outgoing: Outgoing<'_>, patience: Durat
         let rows = named_rows(&share);
         let request = ForwardRequest {
             request_id: fleet.next_request_id(),
-            fingerprint: Bytes::copy_from_slice(fleet.identity.fingerprint.as_bytes()),
+            fingerprint: Bytes::copy_from_slice(fleet.shared.identity.fingerprint.as_bytes()),
             layer: outgoing.layer as u32,
             rows: rows.len() as u32,
             encoding: wire_format(outgoing.format).into(),
             activations: encode_rows(outgoing.x, outgoing.format, &rows),
             groups: wire_groups(&share, &rows),
-            reply: reply_encoding(fleet.config.reply).into(),
+            reply: reply_encoding(fleet.shared.config.reply).into(),
         };
         let bytes_up = request.encoded_len() as u64;
         let name = format!("t{}-l{}", outgoing.token, outgoing.layer);
-        let width = fleet.identity.width;
+        let width = fleet.shared.identity.width;
         let started = Instant::now();
         let expert_rows = share.iter().map(|group| group.rows.len()).sum();
-        let usual = match fleet.config.on_miss {
+        let usual = match fleet.shared.config.on_miss {
             OnMiss::Wait => patience,
             OnMiss::Degrade | OnMiss::Fail => server.deadline(expert_rows),
         };

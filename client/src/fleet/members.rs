@@ -4,32 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::Instant;
-use tonic::transport::ClientTlsConfig;
 
-use super::Identity;
+use super::Shared;
 use super::server::Server;
 use super::sources::{Address, Unfound};
-use crate::config::EngineConfig;
 use crate::error::Result;
-use crate::metrics::Metrics;
 
 /// The servers of the moment, each with the task that tends to it.
 #[derive(Debug)]
 pub(super) struct Members {
-    config: EngineConfig,
-    tls: ClientTlsConfig,
-    identity: Arc<Identity>,
-    metrics: Arc<Metrics>,
-    /// Notified whenever a server comes up.
-    pub(super) up: Arc<Notify>,
+    shared: Arc<Shared>,
     /// What was configured and leads to no server.
     unfound: Mutex<Arc<Vec<Unfound>>>,
     /// Whether names and files were looked at.
     pub(super) looked: AtomicBool,
-    epoch: Instant,
     now: Mutex<BTreeMap<Address, (Arc<Server>, Ending)>>,
     /// The same, ascending by id.
     all: Mutex<Arc<Vec<Arc<Server>>>>,
@@ -52,22 +41,11 @@ impl Drop for Ending {
 }
 
 impl Members {
-    pub(super) fn new(
-        config: &EngineConfig,
-        tls: ClientTlsConfig,
-        identity: Arc<Identity>,
-        metrics: Arc<Metrics>,
-        looked: bool,
-    ) -> Members {
+    pub(super) fn new(shared: Arc<Shared>, looked: bool) -> Members {
         Members {
-            config: config.clone(),
-            tls,
-            identity,
-            metrics,
-            up: Arc::new(Notify::new()),
+            shared,
             unfound: Mutex::default(),
             looked: AtomicBool::new(looked),
-            epoch: Instant::now(),
             now: Mutex::default(),
             all: Mutex::default(),
         }
@@ -86,12 +64,6 @@ impl Members {
     /// Replaces that.
     pub(super) fn miss(&self, unfound: Vec<Unfound>) {
         *self.unfound.lock().expect("nothing panics under this lock") = Arc::new(unfound);
-    }
-
-    fn server(&self, id: u16, address: &Address) -> Result<Server> {
-        let (identity, metrics) = (self.identity.clone(), self.metrics.clone());
-        let config = (&self.config, &self.tls);
-        Server::new(id, address, config, identity, metrics, self.up.clone(), self.epoch)
     }
 
     /// Makes the members those of `wanted`: who stays keeps its connection, its id and what is known of it.
@@ -114,7 +86,7 @@ impl Members {
             }
             let taken: BTreeSet<u16> = now.values().map(|(server, _)| server.id).collect();
             let Some(id) = (0..u16::MAX).find(|id| !taken.contains(id)) else { break };
-            match self.server(id, address) {
+            match Server::new(id, address, self.shared.clone()) {
                 Ok(server) => {
                     let server = Arc::new(server);
                     let tending = Ending::of(tokio::spawn(server.clone().tend()));

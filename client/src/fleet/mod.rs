@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use outrigger_experts::Fingerprint;
 use outrigger_router::{Site, State as LinkState};
+use tokio::sync::Notify;
 use tokio::time::Instant;
+use tonic::transport::ClientTlsConfig;
 
 use crate::config::EngineConfig;
 use crate::error::Result;
@@ -48,12 +50,24 @@ pub struct ServerStatus {
     pub fault: Option<String>,
 }
 
+/// What the fleet and each of its servers go by.
+#[derive(Debug)]
+struct Shared {
+    config: EngineConfig,
+    tls: ClientTlsConfig,
+    identity: Identity,
+    metrics: Arc<Metrics>,
+    /// Notified whenever a server comes up.
+    up: Notify,
+    /// From which links count time.
+    epoch: Instant,
+}
+
 /// All servers that are known. Dropping it ends their tasks.
 #[derive(Debug)]
 pub(crate) struct Fleet {
+    shared: Arc<Shared>,
     members: Arc<Members>,
-    identity: Arc<Identity>,
-    config: EngineConfig,
     /// Nothing leaves the device while this is set.
     offline: AtomicBool,
     requests: AtomicU64,
@@ -76,15 +90,16 @@ impl Fleet {
         identity: Identity,
         metrics: Arc<Metrics>,
     ) -> Result<Fleet> {
-        let identity = Arc::new(identity);
         let mut sources = Sources::new(&config.servers, config.dial.clone())?;
-        let members = Arc::new(Members::new(
-            config,
-            server::tls(config)?,
-            identity.clone(),
+        let shared = Arc::new(Shared {
+            config: config.clone(),
+            tls: server::tls(config)?,
+            identity,
             metrics,
-            !sources.may_change(),
-        ));
+            up: Notify::new(),
+            epoch: Instant::now(),
+        });
+        let members = Arc::new(Members::new(shared.clone(), !sources.may_change()));
         members.adopt(&sources.known())?;
         let lookout = sources.may_change().then(|| {
             let members = members.clone();
@@ -104,9 +119,8 @@ impl Fleet {
             }))
         });
         Ok(Fleet {
+            shared,
             members,
-            identity,
-            config: config.clone(),
             offline: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             draws: AtomicU64::new(0),
@@ -131,7 +145,7 @@ impl Fleet {
 
     /// Waits until some server comes up, or a moment: a wake-up may have gone by before this was called.
     pub(crate) async fn wait_for_change(&self) {
-        let _ = tokio::time::timeout(Duration::from_millis(20), self.members.up.notified()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(20), self.shared.up.notified()).await;
     }
 
     /// Cuts every server off, or ends that.
@@ -191,7 +205,7 @@ impl Fleet {
         }
         match self.members.unfound().first() {
             Some(Unfound { server, why }) => format!("{server}: {why}"),
-            None if self.config.servers.is_empty() => "no server is configured".to_owned(),
+            None if self.shared.config.servers.is_empty() => "no server is configured".to_owned(),
             None if !self.any_up() => "no server has answered yet".to_owned(),
             None => "no server holds them".to_owned(),
         }

@@ -8,7 +8,6 @@ use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse};
 use outrigger_router::{Link, State as LinkState};
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -16,11 +15,10 @@ use tonic::{Request, Status};
 
 use super::error::CallError;
 use super::sources::Address;
-use super::{Identity, RosterEntry, ServerStatus};
-use crate::config::{Dial, EngineConfig};
+use super::{Identity, RosterEntry, ServerStatus, Shared};
+use crate::config::EngineConfig;
 use crate::credentials::BearerToken;
 use crate::error::{Error, Result};
-use crate::metrics::Metrics;
 
 /// A peer that is silent for this long is asked for a sign of life, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(2);
@@ -87,16 +85,10 @@ pub(super) struct Server {
     pub(super) id: u16,
     url: String,
     endpoint: Endpoint,
-    credentials: Credentials,
-    dial: Dial,
-    identity: Arc<Identity>,
-    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
     state: Mutex<State>,
     /// Wakes the tender after a failure.
     failed: Notify,
-    /// Tells the fleet that the server came up.
-    up: Arc<Notify>,
-    epoch: Instant,
 }
 
 #[derive(Debug)]
@@ -115,15 +107,8 @@ struct Peer {
 }
 
 impl Server {
-    pub(super) fn new(
-        id: u16,
-        address: &Address,
-        (config, tls): (&EngineConfig, &ClientTlsConfig),
-        identity: Arc<Identity>,
-        metrics: Arc<Metrics>,
-        up: Arc<Notify>,
-        epoch: Instant,
-    ) -> Result<Server> {
+    pub(super) fn new(id: u16, address: &Address, shared: Arc<Shared>) -> Result<Server> {
+        let config = &shared.config;
         if config.dial.is_network() && !address.is_https() && !address.is_loopback() {
             tracing::warn!(server = %address, "what goes there can be read on the way: https:// would keep it private");
         }
@@ -133,15 +118,10 @@ impl Server {
         Ok(Server {
             id,
             url: address.to_string(),
-            endpoint: endpoint(address, tls)?,
-            credentials: Credentials(config.token.clone()),
-            dial: config.dial.clone(),
-            identity,
-            metrics,
+            endpoint: endpoint(address, &shared.tls)?,
+            shared,
             state: Mutex::new(State { link, peer: None, fault: None }),
             failed: Notify::new(),
-            up,
-            epoch,
         })
     }
 
@@ -152,7 +132,7 @@ impl Server {
             match next {
                 None => self.failed.notified().await,
                 Some(at) => {
-                    tokio::time::sleep_until(self.epoch + at).await;
+                    tokio::time::sleep_until(self.shared.epoch + at).await;
                     self.probe().await;
                 }
             }
@@ -175,7 +155,7 @@ impl Server {
                 state.link.on_probe(now, Ok(now.saturating_sub(started)));
                 if state.link.state(now) == LinkState::Up {
                     tracing::info!(server = %self.url, "up");
-                    self.up.notify_waiters();
+                    self.shared.up.notify_waiters();
                 }
             }
             Err(error) => {
@@ -198,7 +178,7 @@ impl Server {
         };
         let mut briefly = client.clone().max_decoding_message_size(MAX_DESCRIPTION_BYTES);
         let description = briefly.describe(DescribeRequest {}).await?.into_inner();
-        let identity = &self.identity;
+        let identity = &self.shared.identity;
         if description.fingerprint != identity.fingerprint.as_bytes()[..] {
             return Err(CallError::WrongModel { found: description.model });
         }
@@ -222,8 +202,10 @@ impl Server {
     }
 
     fn connection(&self) -> Client {
-        let channel = self.dial.dial(self.endpoint.clone());
-        ExpertsClient::new(Whole(InterceptedService::new(channel, self.credentials.clone())))
+        let config = &self.shared.config;
+        let channel = config.dial.dial(self.endpoint.clone());
+        let credentials = Credentials(config.token.clone());
+        ExpertsClient::new(Whole(InterceptedService::new(channel, credentials)))
     }
 
     /// The connection, if calls may go out now.
@@ -267,7 +249,7 @@ impl Server {
 
     pub(super) fn on_success(&self, trip: Duration, rows: usize) {
         let now = self.now();
-        self.metrics.answered(&self.url, trip);
+        self.shared.metrics.answered(&self.url, trip);
         let mut state = self.state();
         state.link.on_success(now, trip, rows);
         state.fault = None;
@@ -276,7 +258,7 @@ impl Server {
     pub(super) fn on_failure(&self, error: &CallError) {
         let now = self.now();
         tracing::debug!(server = %self.url, %error, "call failed");
-        self.metrics.failed(&self.url, error.kind());
+        self.shared.metrics.failed(&self.url, error.kind());
         let mut state = self.state();
         state.fault = Some((now, error.to_string()));
         if matches!(error, CallError::Impatient(_)) {
@@ -314,7 +296,7 @@ impl Server {
     }
 
     fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.shared.epoch.elapsed()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
