@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use outrigger_proto::PUSHBACK;
 use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
@@ -26,9 +27,6 @@ const SHORT: Duration = Duration::from_millis(10);
 
 /// How long an IO thread stays awake for a lone device: about what the device computes between two layers.
 const AWAKE: Duration = Duration::from_millis(2);
-
-/// Tells a caller that was sent away when to come back, in milliseconds (gRPC proposal A6).
-const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Requests on their way to the compute thread, which ends when this is dropped.
 pub(crate) struct Queue(Arc<Shared>);

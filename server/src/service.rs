@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use outrigger_proto::REQUEST_ID;
 use outrigger_proto::v1::experts_server::Experts;
 use outrigger_proto::v1::{DescribeRequest, DescribeResponse, ForwardRequest, ForwardResponse};
 use tonic::{Code, Request, Response, Status};
@@ -15,8 +16,6 @@ use crate::request::{Work, check};
 use crate::shard::Shard;
 use crate::tenants::Tenant;
 
-/// What a device calls a request: token and layer. The log of the batch names it.
-const REQUEST_ID: &str = "x-request-id";
 const MAX_REQUEST_ID: usize = 64;
 
 /// The service, over one part of one model.

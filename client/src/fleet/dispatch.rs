@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_experts::{ActFormat, Activations};
+use outrigger_proto::REQUEST_ID;
 use outrigger_proto::encoding;
 use outrigger_proto::v1::{self, Encoding, ForwardRequest, ForwardResponse};
 use outrigger_router::{Group, Partial};
@@ -16,8 +17,6 @@ use super::Fleet;
 use super::error::CallError;
 use crate::config::{OnMiss, Reply};
 
-/// The header that carries a call's name.
-const REQUEST_ID: &str = "x-request-id";
 /// How long a thread that waits for answers stays awake: longer than a server on the same machine takes.
 const AWAKE: Duration = Duration::from_millis(4);
 

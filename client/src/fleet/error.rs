@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outrigger_proto::pushback;
 use outrigger_router::Failure;
 
 /// Why a call gave nothing to merge.
@@ -59,17 +60,12 @@ impl CallError {
 
 impl From<tonic::Status> for CallError {
     fn from(status: tonic::Status) -> CallError {
-        let pushback = status.metadata().get("grpc-retry-pushback-ms");
-        let millis = pushback.and_then(|value| value.to_str().ok()?.parse().ok());
-        match (status.code(), millis) {
+        match (status.code(), pushback(&status)) {
             (tonic::Code::FailedPrecondition, _) => {
                 CallError::WrongModel { found: status.message().to_owned() }
             }
-            (tonic::Code::Unavailable | tonic::Code::ResourceExhausted, Some(millis)) => {
-                CallError::Overloaded {
-                    retry_after: Duration::from_millis(millis),
-                    message: status.message().to_owned(),
-                }
+            (tonic::Code::Unavailable | tonic::Code::ResourceExhausted, Some(retry_after)) => {
+                CallError::Overloaded { retry_after, message: status.message().to_owned() }
             }
             _ => CallError::Status(Box::new(status)),
         }

@@ -51,17 +51,10 @@ impl Held {
     }
 
     fn from_description(description: &DescribeResponse, identity: &Identity) -> Held {
-        let mut held = vec![vec![false; identity.experts]; identity.layers];
-        for part in &description.held {
-            let layers = part.first_layer as usize..=part.last_layer as usize;
-            let experts = part.first_expert as usize..=part.last_expert as usize;
-            for (_, layer) in held.iter_mut().enumerate().filter(|(l, _)| layers.contains(l)) {
-                for (_, flag) in layer.iter_mut().enumerate().filter(|(e, _)| experts.contains(e)) {
-                    *flag = true;
-                }
-            }
-        }
-        Held(held)
+        let covered =
+            |layer, expert| description.held.iter().any(|part| part.covers(layer, expert));
+        let layer = |layer| (0..identity.experts as u32).map(|e| covered(layer, e)).collect();
+        Held((0..identity.layers as u32).map(layer).collect())
     }
 }
 

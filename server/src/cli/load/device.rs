@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use outrigger_experts::{ActFormat, Activations};
-use outrigger_proto::Whole;
 use outrigger_proto::encoding::{encode_f16, encode_f32, encode_q8_0, encode_q8_k};
 use outrigger_proto::v1::experts_client::ExpertsClient;
 use outrigger_proto::v1::{DescribeResponse, Encoding, ForwardRequest, Group, Held};
+use outrigger_proto::{Whole, pushback};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -156,11 +156,8 @@ impl Work {
 
 /// The experts of a layer that any block covers, ascending.
 fn held(blocks: &[Held], layer: u32, experts: u32) -> Vec<u32> {
-    let covers = |block: &Held, expert| {
-        (block.first_layer..=block.last_layer).contains(&layer)
-            && (block.first_expert..=block.last_expert).contains(&expert)
-    };
-    (0..experts).filter(|&expert| blocks.iter().any(|block| covers(block, expert))).collect()
+    let held = |expert: &u32| blocks.iter().any(|block| block.covers(layer, *expert));
+    (0..experts).filter(held).collect()
 }
 
 fn encode(row: &[f32], encoding: Encoding) -> anyhow::Result<Bytes> {
@@ -254,11 +251,10 @@ impl Device {
 impl Tally {
     /// Counts a call that was not answered; how long to wait before the next.
     fn fail(&mut self, status: &Status) -> Duration {
-        let pushback = status.metadata().get("grpc-retry-pushback-ms");
-        match pushback.and_then(|value| value.to_str().ok()?.parse().ok()) {
-            Some(millis) => {
+        match pushback(status) {
+            Some(pause) => {
                 self.shed += 1;
-                Duration::from_millis(millis)
+                pause
             }
             None => {
                 self.errors += 1;
