@@ -112,7 +112,8 @@ pub fn random_seed() -> u64 {
     RandomState::new().hash_one(())
 }
 
-/// Chooses one token after another. A clone goes on to choose the same ones.
+/// Chooses one token after another. A clone goes on to choose the same ones. A [`Session`](crate::Session) has its own;
+/// this is for who samples from [`Session::logits`](crate::Session::logits).
 #[derive(Clone, Debug)]
 pub struct Sampler {
     config: SamplerConfig,

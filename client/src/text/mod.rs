@@ -15,7 +15,6 @@ mod vocab;
 pub use chat::{ChatTemplate, Message};
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
-pub use vocab::TokenType;
 
 /// What is wrong with a model file's tokenizer or chat template.
 #[derive(Debug, thiserror::Error)]

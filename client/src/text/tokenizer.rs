@@ -14,19 +14,15 @@ const PRE: &str = "tokenizer.ggml.pre";
 
 /// The tokenizer of a model file. Immutable: share it between threads.
 ///
-/// Ids at or above [`vocab_size`](Tokenizer::vocab_size), which a model with a padded vocabulary
-/// may produce, stand for no text.
+/// Ids beyond the file's vocabulary, which a model with a padded one may produce, stand for no text.
 #[derive(Debug)]
 pub struct Tokenizer {
     model: Model,
-    types: Vec<TokenType>,
     pieces: Pieces,
     /// Tokens that are matched in a text before anything else is.
     special: Matcher,
     user_defined: Matcher,
     bos: Option<u32>,
-    eos: Option<u32>,
-    eot: Option<u32>,
     ends: Vec<u32>,
     add_bos: bool,
 }
@@ -68,10 +64,7 @@ impl Tokenizer {
             user_defined: Matcher::new(&vocab, |ty| ty == TokenType::UserDefined)?,
             add_bos: read_add_bos(meta, vocab.bos)?.unwrap_or(add_bos),
             bos: vocab.bos,
-            eos: vocab.eos,
-            eot: vocab.eot,
             ends: vocab.ends,
-            types: vocab.types,
         })
     }
 
@@ -114,31 +107,6 @@ impl Tokenizer {
     /// The bytes that a token adds to a text: none for control tokens, perhaps part of a character.
     pub fn piece(&self, id: u32) -> &[u8] {
         self.pieces.get(id)
-    }
-
-    /// Tokens of the file's vocabulary.
-    pub fn vocab_size(&self) -> usize {
-        self.types.len()
-    }
-
-    /// What a token is for; `Unused` beyond the vocabulary.
-    pub fn token_type(&self, id: u32) -> TokenType {
-        self.types.get(id as usize).copied().unwrap_or(TokenType::Unused)
-    }
-
-    /// The token that starts a text.
-    pub fn bos(&self) -> Option<u32> {
-        self.bos
-    }
-
-    /// The token that ends a text.
-    pub fn eos(&self) -> Option<u32> {
-        self.eos
-    }
-
-    /// The token that ends a turn of a chat.
-    pub fn eot(&self) -> Option<u32> {
-        self.eot
     }
 
     /// Whether generation is over with this token: the end of a text, a turn or a message.

@@ -22,12 +22,9 @@ const END_TEXTS: [&str; 7] = [
     "<EOT>",
 ];
 
-/// The ends of a turn among them, the likeliest first.
-const TURN_TEXTS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
-
 /// What a token is for: `tokenizer.ggml.token_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TokenType {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenType {
     /// A piece of text.
     Normal,
     /// Stands for text that no token covers; never printed.
@@ -65,8 +62,6 @@ pub(super) struct Vocab<'a> {
     /// Each token that has a text, by it.
     pub(super) ids: HashMap<&'a str, u32>,
     pub(super) bos: Option<u32>,
-    pub(super) eos: Option<u32>,
-    pub(super) eot: Option<u32>,
     pub(super) unknown: Option<u32>,
     /// Every token that ends an answer, ascending.
     pub(super) ends: Vec<u32>,
@@ -85,8 +80,7 @@ impl<'a> Vocab<'a> {
         let bos = id("tokenizer.ggml.bos_token_id", sentencepiece.then_some(1))?;
         let eos = id("tokenizer.ggml.eos_token_id", sentencepiece.then_some(2))?;
         let unknown = id(UNKNOWN, sentencepiece.then_some(0))?;
-        let turn = TURN_TEXTS.iter().find_map(|text| ids.get(text).copied());
-        let eot = id("tokenizer.ggml.eot_token_id", turn)?;
+        let eot = id("tokenizer.ggml.eot_token_id", None)?;
         let eom = id("tokenizer.ggml.eom_token_id", None)?;
 
         let mut ends: Vec<u32> =
@@ -97,7 +91,7 @@ impl<'a> Vocab<'a> {
         ends.extend([eos, eot, eom].into_iter().flatten());
         ends.sort_unstable();
         ends.dedup();
-        Ok(Vocab { tokens, types, ids, bos, eos, eot, unknown, ends })
+        Ok(Vocab { tokens, types, ids, bos, unknown, ends })
     }
 
     /// Each token with its id and type.

@@ -1,6 +1,6 @@
 //! Encoding and decoding. Expected ids: `tools/make_tokenizer_fixtures.py`.
 
-use outrigger::text::{StreamDecoder, TokenType, Tokenizer};
+use outrigger::text::{StreamDecoder, Tokenizer};
 use outrigger_experts::gguf::Gguf;
 use serde_json::Value;
 
@@ -76,7 +76,6 @@ fn control_tokens_are_parsed_only_on_request_and_never_printed() {
     for special in SPECIAL {
         let ids = tokenizer.encode(special, false, true);
         assert!(ids.len() > 1 && tokenizer.decode(&ids) == special);
-        assert!(ids.iter().all(|&id| tokenizer.token_type(id) == TokenType::Normal));
     }
 }
 
@@ -93,11 +92,9 @@ fn sentencepiece_control_tokens_start_a_new_text() {
 #[test]
 fn the_demo_model_names_its_special_tokens() {
     let tokenizer = open("models/demo.gguf");
-    assert_eq!(tokenizer.vocab_size(), 4096);
-    assert_eq!((tokenizer.eos(), tokenizer.eot()), (Some(0), Some(2)));
     assert_eq!([0, 1, 2, 3].map(|id| tokenizer.is_end(id)), [true, false, true, false]);
     assert_eq!(tokenizer.piece(1), b"");
-    assert_eq!((tokenizer.piece(9999), tokenizer.token_type(9999)), (&b""[..], TokenType::Unused));
+    assert_eq!(tokenizer.piece(9999), b"", "there are 4096");
 }
 
 #[test]

@@ -49,14 +49,7 @@ impl Model {
     /// [`crate::Error`], naming file and key or tensor: what [`Gguf::open`] refuses, an unsupported architecture or
     /// variant, a tensor that is missing, of another shape, or not used.
     pub fn open(path: &Path) -> Result<Model> {
-        Model::from_gguf(Gguf::open(path)?)
-    }
-
-    /// As [`Model::open`], of a file that is open already.
-    ///
-    /// # Errors
-    /// As [`Model::open`].
-    pub fn from_gguf(gguf: Gguf) -> Result<Model> {
+        let gguf = Gguf::open(path)?;
         let spec = ModelSpec::read(&gguf)?;
         let mut loader = Loader::new(&gguf);
         let vocab = [spec.n_embd, spec.n_vocab];
