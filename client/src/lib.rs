@@ -47,8 +47,6 @@ mod metrics;
 mod moe;
 pub mod pack;
 mod pass;
-#[cfg(feature = "simulate")]
-pub mod plot;
 mod prediction;
 pub mod proxy;
 mod sample;

@@ -1,12 +1,12 @@
 //! The pictures of a run and of a sweep.
 
+use super::plot::{
+    Axis, BLUE, Band, Colour, Figure, GREEN, Mark, ORANGE, PURPLE, Panel, SKY, Series, VERMILION,
+};
 use super::report::{Row, Run};
 use super::scenario::CUT;
 use super::sweep::Point;
 use crate::config::Policy;
-use crate::plot::{
-    Axis, BLUE, Band, Colour, Figure, GREEN, Mark, ORANGE, PURPLE, Panel, SKY, Series, VERMILION,
-};
 
 /// Shades of the links, in the order in which the timeline names them.
 const SHADES: [Colour; 10] = [

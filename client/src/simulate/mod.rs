@@ -9,6 +9,7 @@ mod draw;
 mod files;
 mod medium;
 mod network;
+mod plot;
 mod report;
 mod run;
 mod scenario;
@@ -118,5 +119,5 @@ pub enum Error {
     Server(#[from] outrigger_server::Error),
     /// A plot cannot be drawn.
     #[error(transparent)]
-    Plot(#[from] crate::plot::Error),
+    Plot(#[from] plot::Error),
 }

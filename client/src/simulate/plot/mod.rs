@@ -1,29 +1,11 @@
 //! Figures: panels above one another that share their x axis, as SVG and as PNG.
-//!
-//! ```
-//! use outrigger::plot::{BLUE, Axis, Figure, Panel, Series};
-//!
-//! let points = vec![(0.1, 6.4), (0.25, 1.9), (0.5, 1.1)];
-//! let figure = Figure {
-//!     title: "Perplexity by what is resident".to_owned(),
-//!     x: Axis::new("share of the experts on the device"),
-//!     panels: vec![Panel {
-//!         title: "Perplexity ratio to the full model".to_owned(),
-//!         y: Axis::new("").log(),
-//!         series: vec![Series::line("reroute", BLUE, points.clone()), Series::dots("", BLUE, points)],
-//!         ..Panel::default()
-//!     }],
-//!     ..Figure::default()
-//! };
-//! assert!(figure.svg().contains("reroute"));
-//! ```
 
 mod draw;
 mod font;
 mod scale;
 mod scene;
 
-pub use scale::Scale;
+use scale::Scale;
 
 /// Why a figure is none.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -44,7 +26,7 @@ pub enum Error {
 
 /// A colour, each part from 0 to 255.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Colour {
+pub(super) struct Colour {
     red: u8,
     green: u8,
     blue: u8,
@@ -53,109 +35,107 @@ pub struct Colour {
 
 impl Colour {
     /// An opaque colour, `0xrrggbb`.
-    pub const fn new(rgb: u32) -> Colour {
+    pub(super) const fn new(rgb: u32) -> Colour {
         Colour { red: (rgb >> 16) as u8, green: (rgb >> 8) as u8, blue: rgb as u8, opacity: 255 }
     }
 
     /// The colour, see-through: 0 is invisible, 255 opaque.
-    pub const fn opacity(self, opacity: u8) -> Colour {
+    pub(super) const fn opacity(self, opacity: u8) -> Colour {
         Colour { opacity, ..self }
     }
 }
 
 // Okabe and Ito's colours (2008), which people with any colour vision tell apart.
 /// For what is right, and for the first of several.
-pub const BLUE: Colour = Colour::new(0x0072b2);
+pub(super) const BLUE: Colour = Colour::new(0x0072b2);
 /// For what is doubtful, and for the second.
-pub const ORANGE: Colour = Colour::new(0xe69f00);
+pub(super) const ORANGE: Colour = Colour::new(0xe69f00);
 /// For the third.
-pub const GREEN: Colour = Colour::new(0x009e73);
+pub(super) const GREEN: Colour = Colour::new(0x009e73);
 /// For what is wrong or missing, and for the fourth.
-pub const VERMILION: Colour = Colour::new(0xd55e00);
+pub(super) const VERMILION: Colour = Colour::new(0xd55e00);
 /// For what goes with blue.
-pub const SKY: Colour = Colour::new(0x56b4e9);
+pub(super) const SKY: Colour = Colour::new(0x56b4e9);
 /// For the fifth.
-pub const PURPLE: Colour = Colour::new(0xcc79a7);
-/// For limits and for what is only there to compare with.
-pub const GREY: Colour = Colour::new(0x767676);
+pub(super) const PURPLE: Colour = Colour::new(0xcc79a7);
 
 /// Panels above one another.
 #[derive(Clone, Debug, Default)]
-pub struct Figure {
+pub(super) struct Figure {
     /// In one line.
-    pub title: String,
+    pub(super) title: String,
     /// Below the title; none if empty.
-    pub subtitle: String,
+    pub(super) subtitle: String,
     /// All panels' x axis.
-    pub x: Axis,
+    pub(super) x: Axis,
     /// Shaded stretches of the x axis.
-    pub bands: Vec<Band>,
+    pub(super) bands: Vec<Band>,
     /// Moments on the x axis.
-    pub marks: Vec<Mark>,
+    pub(super) marks: Vec<Mark>,
     /// From top to bottom.
-    pub panels: Vec<Panel>,
+    pub(super) panels: Vec<Panel>,
 }
 
 /// An axis.
 #[derive(Clone, Debug, Default)]
-pub struct Axis {
+pub(super) struct Axis {
     /// What it shows, with its unit.
-    pub label: String,
+    pub(super) label: String,
     /// How values are spread.
-    pub scale: Scale,
+    scale: Scale,
     /// The lower end; a round value below all data if `None`.
-    pub low: Option<f64>,
+    pub(super) low: Option<f64>,
     /// The upper end.
-    pub high: Option<f64>,
+    pub(super) high: Option<f64>,
 }
 
 /// A shaded stretch of the x axis.
 #[derive(Clone, Debug)]
-pub struct Band {
+pub(super) struct Band {
     /// Where it begins.
-    pub from: f64,
+    pub(super) from: f64,
     /// Where it ends.
-    pub to: f64,
+    pub(super) to: f64,
     /// What holds there; bands of one name are explained once.
-    pub label: String,
+    pub(super) label: String,
     /// Its shade.
-    pub shade: Colour,
+    pub(super) shade: Colour,
 }
 
 /// A moment on the x axis.
 #[derive(Clone, Debug)]
-pub struct Mark {
+pub(super) struct Mark {
     /// Where.
-    pub at: f64,
+    pub(super) at: f64,
     /// What happened.
-    pub label: String,
+    pub(super) label: String,
 }
 
 /// One plot of a figure.
 #[derive(Clone, Debug, Default)]
-pub struct Panel {
+pub(super) struct Panel {
     /// What it shows, with its unit.
-    pub title: String,
+    pub(super) title: String,
     /// Its y axis, whose label is the title.
-    pub y: Axis,
+    pub(super) y: Axis,
     /// What is drawn, later above earlier.
-    pub series: Vec<Series>,
+    pub(super) series: Vec<Series>,
 }
 
 /// Values of one kind.
 #[derive(Clone, Debug)]
-pub struct Series {
+pub(super) struct Series {
     /// What they are; not explained if empty.
-    pub label: String,
+    pub(super) label: String,
     /// Their colour.
-    pub colour: Colour,
+    pub(super) colour: Colour,
     /// How they are drawn.
-    pub form: Form,
+    pub(super) form: Form,
 }
 
 /// How values are drawn.
 #[derive(Clone, Debug)]
-pub enum Form {
+pub(super) enum Form {
     /// A line through (x, y).
     Line(Vec<(f64, f64)>),
     /// A dashed line through (x, y).
@@ -168,51 +148,51 @@ pub enum Form {
 
 impl Axis {
     /// A linear axis around its values.
-    pub fn new(label: &str) -> Axis {
+    pub(super) fn new(label: &str) -> Axis {
         Axis { label: label.to_owned(), ..Axis::default() }
     }
 
     /// The axis, from `low` on.
-    pub fn from(self, low: f64) -> Axis {
+    pub(super) fn from(self, low: f64) -> Axis {
         Axis { low: Some(low), ..self }
     }
 
     /// The axis, up to `high`.
-    pub fn to(self, high: f64) -> Axis {
+    pub(super) fn to(self, high: f64) -> Axis {
         Axis { high: Some(high), ..self }
     }
 
     /// The axis, logarithmic.
-    pub fn log(self) -> Axis {
+    pub(super) fn log(self) -> Axis {
         Axis { scale: Scale::Log, ..self }
     }
 }
 
 impl Series {
     /// A line.
-    pub fn line(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+    pub(super) fn line(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
         Series { label: label.to_owned(), colour, form: Form::Line(points) }
     }
 
     /// A dashed line.
-    pub fn dashed(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+    pub(super) fn dashed(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
         Series { label: label.to_owned(), colour, form: Form::Dashed(points) }
     }
 
     /// Dots.
-    pub fn dots(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
+    pub(super) fn dots(label: &str, colour: Colour, points: Vec<(f64, f64)>) -> Series {
         Series { label: label.to_owned(), colour, form: Form::Dots(points) }
     }
 
     /// An area.
-    pub fn between(label: &str, colour: Colour, points: Vec<(f64, f64, f64)>) -> Series {
+    pub(super) fn between(label: &str, colour: Colour, points: Vec<(f64, f64, f64)>) -> Series {
         Series { label: label.to_owned(), colour, form: Form::Between(points) }
     }
 }
 
 impl Figure {
     /// The figure as an SVG file.
-    pub fn svg(&self) -> String {
+    pub(super) fn svg(&self) -> String {
         draw::scene(self).svg()
     }
 
@@ -220,7 +200,7 @@ impl Figure {
     ///
     /// # Errors
     /// More pixels than memory.
-    pub fn png(&self) -> Result<Vec<u8>, Error> {
+    pub(super) fn png(&self) -> Result<Vec<u8>, Error> {
         draw::scene(self).png()
     }
 }
@@ -232,7 +212,7 @@ mod tests {
     #[test]
     fn both_files_show_the_same_figure() {
         let series = vec![Series::between("a < b", BLUE, vec![(0.0, 0.0, 1.0), (1.0, 0.5, 1.0)])];
-        let bands = vec![Band { from: 0.0, to: 1.0, label: "cut".to_owned(), shade: GREY }];
+        let bands = vec![Band { from: 0.0, to: 1.0, label: "cut".to_owned(), shade: SKY }];
         let marks = vec![Mark { at: 0.5, label: "now".to_owned() }];
         let panels = vec![Panel { title: "y".to_owned(), series, ..Panel::default() }];
         let figure = Figure { title: "t".to_owned(), bands, marks, panels, ..Figure::default() };
