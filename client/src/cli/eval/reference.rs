@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use outrigger::{Engine, EngineConfig, Model, SamplerConfig, Session};
+use outrigger_experts::pack_names;
 
 /// Rows that the full model computes in one pass, and that are held at a time: a row has the same bits in any batch.
 const ROWS: usize = 32;
@@ -42,8 +43,9 @@ impl Reference {
 /// fingerprint, but not its experts.
 pub(super) fn check_full(full: &Path, device: &Path) -> Result<()> {
     let model = Model::open(full).context("cannot open the full model")?;
+    let made_from_another = model.gguf.meta().get(pack_names::FINGERPRINT).is_some();
     ensure!(
-        !model.is_pack(),
+        !made_from_another,
         "{}: found a pack, expected the full model that it was made from; \
          give that with --against-full FULL.gguf",
         full.display()
