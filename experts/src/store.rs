@@ -100,7 +100,7 @@ impl ExpertStore {
         let layers: Vec<LayerPages> = model.experts.iter().map(LayerPages::new).collect();
         let sizes: Vec<u64> =
             model.experts.iter().map(|layer| layer.bytes_per_expert() as u64).collect();
-        let total: u64 = sizes.iter().map(|bytes| bytes * n_experts as u64).sum();
+        let total: u64 = model.experts.iter().map(ExpertLayer::full_bytes).sum();
         let bytes = budget.bytes(total)?;
         if model.is_pack() && bytes < total {
             let (what, found) = ("expert cache", budget.to_string());
@@ -225,8 +225,7 @@ impl ExpertStore {
 
     /// The bytes of all experts of the full model, which is what a budget is a share of.
     pub fn full_bytes(&self) -> u64 {
-        let layer = |layer: &ExpertLayer| (layer.bytes_per_expert() * layer.n_experts()) as u64;
-        self.model.experts.iter().map(layer).sum()
+        self.model.experts.iter().map(ExpertLayer::full_bytes).sum()
     }
 
     /// How long one expert of a layer is waited for that is not in memory, by recent waits.

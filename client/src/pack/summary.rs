@@ -82,7 +82,7 @@ fn count(model: &Model, layer: usize) -> LayerSummary {
         coded: all - mean,
         mean,
         bytes: model.expert_bytes(layer),
-        full_bytes: (exact.bytes_per_expert() * exact.n_experts()) as u64,
+        full_bytes: exact.full_bytes(),
         error: 0.0,
     }
 }

@@ -127,6 +127,11 @@ impl ExpertLayer {
         self.bytes_per_expert
     }
 
+    /// The bytes of all of them in the full file.
+    pub fn full_bytes(&self) -> u64 {
+        (self.bytes_per_expert * self.n_experts) as u64
+    }
+
     /// The types of the gate, up and down projections in the full file.
     pub fn types(&self) -> [GgmlType; 3] {
         self.types
