@@ -143,7 +143,7 @@ impl Job {
 
     /// Makes `prompt` the session's text, of which the next step computes what was not there. How much was.
     fn read(&self, session: &mut Lease, prompt: &[u32]) -> Result<usize, Stopped> {
-        if self.sessions.any_server_up() {
+        if self.sessions.engine.fleet.any_up() {
             // What was computed without a server is computed again.
             let settled = session.settled();
             session.truncate(settled);

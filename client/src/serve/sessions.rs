@@ -78,11 +78,6 @@ impl Sessions {
         Ok(Lease { session: Some(session), sessions: self.clone(), _place: place })
     }
 
-    /// Whether what experts are missing may be had now.
-    pub(super) fn any_server_up(&self) -> bool {
-        self.engine.fleet.any_up()
-    }
-
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().expect("nothing panics under this lock")
     }

@@ -126,13 +126,13 @@ impl Eval {
         if !needed || !config.servers.is_empty() {
             return Ok(None);
         }
-        let full = self.full().unwrap_or(&self.model.model);
+        let model = &self.model.model;
         ensure!(
-            !Model::open(full)?.is_pack(),
+            self.full().is_some() || !Model::open(model)?.is_pack(),
             "{}: found a pack, which no server has; say --against-full FULL or --server URL",
-            full.display()
+            model.display()
         );
-        let server = EmbeddedServer::start(full).await?;
+        let server = EmbeddedServer::start(self.full().unwrap_or(model)).await?;
         config.servers.push(server.address.to_string());
         config.deadline = EMBEDDED_DEADLINE;
         Ok(Some(server))
